@@ -1,0 +1,1 @@
+"""Convert images and publish the result."""

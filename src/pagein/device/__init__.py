@@ -1,0 +1,1 @@
+"""Attach a device to the kernel."""

@@ -1,0 +1,1 @@
+"""Policies: values in, plans out; no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Run a container from a mounted image."""

@@ -1,0 +1,1 @@
+"""Where sectors, manifests and blobs live."""

@@ -1,0 +1,94 @@
+"""A place that holds manifests and blobs by digest: a registry repository, an OCI layout, an
+archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from pagein.types import Buffer, ByteRange, Digest
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes done since the last call, from any thread."""
+
+
+def no_progress(count: int, /) -> None:
+    """Report to nobody."""
+    del count
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestBlob:
+    """A manifest or image index as stored: exact bytes, their digest, and the media type."""
+
+    media_type: str
+    digest: Digest
+    data: bytes
+
+
+class Repository(Protocol):
+    """Reads manifests and blobs. Safe to call from any thread.
+
+    Everything returned was checked against its digest, except ``read_range``: the caller
+    verifies ranges.
+    Raises NotFoundError, RemoteError, FormatError. ``name`` is for messages and metrics and
+    holds no secret.
+    """
+
+    @property
+    def name(self) -> str:
+        """How errors and metrics call this place."""
+        ...
+
+    def manifest(self, reference: str | Digest, /) -> ManifestBlob:
+        """Return the manifest under a tag or a digest. At most 4 MiB (OCI distribution spec)."""
+        ...
+
+    def read_blob(self, digest: Digest, /, *, limit: int) -> bytes:
+        """Return a whole blob of at most ``limit`` bytes."""
+        ...
+
+    def open_blob(
+        self, digest: Digest, /, *, size: int | None = None
+    ) -> AbstractContextManager[BinaryIO]:
+        """Stream a blob. Reading past the last byte raises FormatError if the digest or size is
+        wrong."""
+        ...
+
+    def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
+        """Return exactly ``span.length`` bytes of a blob, unverified."""
+        ...
+
+    def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
+        """Digests of manifests whose ``subject`` is ``subject``, newest last; empty if none."""
+        ...
+
+    def tags(self) -> Iterator[str]:
+        """Yield the tags there are."""
+        ...
+
+
+class WritableRepository(Repository, Protocol):
+    """A repository that can be pushed to. Every write is whole or absent."""
+
+    def has_blob(self, digest: Digest, /) -> bool:
+        """Whether the blob is there already."""
+        ...
+
+    def put_blob(
+        self, digest: Digest, source: bytes | Path, /, *, progress: Progress = no_progress
+    ) -> bool:
+        """Store a blob unless it exists; returns whether bytes were sent."""
+        ...
+
+    def put_manifest(self, manifest: ManifestBlob, /, *, tag: str | None = None) -> None:
+        """Store a manifest, under its digest or also under a tag.
+
+        Where the manifest has a ``subject`` and the place has no referrers API, the
+        ``sha256-<hex>`` fallback tag is
+        updated too.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What tests of pagein and of its extensions need: contract suites, fakes, fault injection."""
