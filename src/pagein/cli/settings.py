@@ -1,0 +1,44 @@
+"""What every command is given: the global options, and from them the configuration and the node."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pagein.daemon.config import Config
+    from pagein.daemon.paths import Paths
+    from pagein.daemon.wiring import Node
+
+
+@dataclass
+class Settings:
+    """The global options. What they lead to is made when it is first asked for."""
+
+    config_file: Path | None = None
+    plain_http: tuple[str, ...] = ()
+    debug: bool = False
+
+    @cached_property
+    def paths(self) -> Paths:
+        """Where this machine's state lives."""
+        from pagein.daemon.paths import Paths
+
+        return Paths.from_environment(os.environ)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration, read once."""
+        from pagein.daemon.config import load_config
+
+        return load_config(self.config_file, plain_http=self.plain_http)
+
+    @cached_property
+    def node(self) -> Node:
+        """This machine as a place that images can be found, read and kept on."""
+        from pagein.daemon.wiring import Node
+
+        return Node(self.paths, self.config)

@@ -1,0 +1,86 @@
+"""The configuration file: TOML, frozen, checked once. One place owns each default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pagein.errors import UsageError
+
+DEFAULT_FILE = Path("/etc/pagein/config.toml")
+
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Read ``4MiB``, ``20G``, ``512k`` or a plain number of bytes; units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"not a size: {text!r}", hint="write for example 4MiB or 20GiB")
+    return int(float(match[1]) * (1 << _UNITS[match[2].lower()]))
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One ``[registry."HOST"]`` table. Mirrors are hosts, asked in order before HOST itself."""
+
+    plain_http: bool = False
+    skip_verify: bool = False
+    ca: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings. Sizes are text such as ``20GiB``; times are in seconds."""
+
+    cache_size: str = "20GiB"
+    read_timeout: float = 60.0
+    request_timeout: float = 20.0
+    fetch_workers: int = 4
+    read_ahead_kb: int = 1024
+    registry: dict[str, RegistryConfig] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parse_size(self.cache_size)
+        if not 0 < self.read_timeout <= 3600 or not 0 < self.request_timeout <= 3600:
+            raise ValueError("timeouts are between 0 and 3600 seconds")
+        if not 1 <= self.fetch_workers <= 64:
+            raise ValueError("fetch_workers is between 1 and 64")
+        if not 0 <= self.read_ahead_kb <= 16384:
+            raise ValueError("read_ahead_kb is between 0 and 16384")
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache_size`` in bytes."""
+        return parse_size(self.cache_size)
+
+    def for_host(self, host: str) -> RegistryConfig:
+        """Return the settings of one registry host, or the defaults."""
+        return self.registry.get(host, RegistryConfig())
+
+
+def load_config(path: Path | None, *, plain_http: tuple[str, ...] = ()) -> Config:
+    """Read the file (none: ``/etc/pagein/config.toml`` if there is one).
+
+    ``plain_http`` names further registry hosts that speak plain HTTP. Raises UsageError.
+    """
+    file = path or DEFAULT_FILE
+    try:
+        config = msgspec.toml.decode(file.read_bytes(), type=Config)
+    except FileNotFoundError:
+        if path is not None:
+            raise UsageError(f"no configuration file {path}") from None
+        config = Config()
+    except (msgspec.DecodeError, OSError) as error:
+        raise UsageError(f"cannot read the configuration {file}: {error}") from None
+    if plain_http:
+        tables: dict[str, Any] = dict(config.registry)
+        for host in plain_http:
+            tables[host] = msgspec.structs.replace(config.for_host(host), plain_http=True)
+        config = msgspec.structs.replace(config, registry=tables)
+    return config
