@@ -88,3 +88,8 @@ def _lines(title: str) -> Callable[[int, int], None]:
         click.echo(f"{title}: {size(done)}{of}, {size(done / (now - began))}/s", err=True)
 
     return update
+
+
+def note(line: str) -> None:
+    """Say one line about the work at hand, beside the output."""
+    click.echo(f"pagein: {line}", err=True)

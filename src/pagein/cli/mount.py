@@ -1,0 +1,44 @@
+"""``pagein mount REF DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pagein.cli import show
+from pagein.cli.options import backend_option, platform_option
+from pagein.cli.settings import Settings
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@backend_option
+@click.option("--rw", "writable", is_flag=True, help="Lay a writable overlay on top.")
+@platform_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    reference: str,
+    directory: Path,
+    backend: str,
+    platform: str | None,
+    *,
+    writable: bool,
+) -> None:
+    """Mount the image REF at DIR. What is written with --rw is gone after umount.
+
+    Returns when the tree is usable; a background process serves it until it is unmounted.
+
+    \b
+    pagein mount registry:5000/app:v1 /mnt && ls /mnt/usr/lib && pagein umount /mnt
+    """
+    from pagein.daemon import mounts
+    from pagein.daemon.serve import MountOptions, serve_mount
+
+    mounts.sweep(settings.paths)
+    with show.progress("converting") as update:
+        found = settings.node.require(reference, platform=platform, progress=update, say=show.note)
+    options = MountOptions(target=directory, backend=backend, writable=writable)
+    serve_mount(settings.node, found, options)

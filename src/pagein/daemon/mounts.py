@@ -1,0 +1,168 @@
+"""The mounts of this machine: a folder for each, made and locked by the process that serves it.
+
+A folder holds ``mount.json`` (written when the tree is usable), ``control.sock``, ``log`` and
+``lock``. The serving process holds a lock on ``lock`` as long as it lives; a folder whose lock is
+free belongs to a dead process, and the next command clears it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pagein.daemon.control import ask
+from pagein.daemon.paths import Paths
+from pagein.device.mount import is_mount_point, unmount
+from pagein.errors import DeviceError, NotFoundError, PageinError, UsageError
+from pagein.store.atomic import write_durably
+
+_GONE_S = 15.0
+
+
+class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One live mount. ``started`` is in seconds since the epoch; digests are in text form."""
+
+    id: str
+    reference: str
+    target: str
+    artifact: str
+    index: str
+    backend: str
+    writable: bool
+    pid: int
+    size: int
+    started: float
+
+
+class MountFolder:
+    """The folder of one mount, under ``/run/pagein/mounts``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, paths: Paths) -> MountFolder:
+        """Make a new folder with a name of its own."""
+        folder = paths.make(paths.mounts) / secrets.token_hex(6)
+        folder.mkdir(mode=0o700)
+        return cls(folder)
+
+    @property
+    def control(self) -> Path:
+        """The control socket of the serving process."""
+        return self.path / "control.sock"
+
+    def lock(self) -> int:
+        """Take the lock; the descriptor holds it until it is closed by every process."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+    def is_dead(self) -> bool:
+        """Whether no process holds the lock. A folder without a lock file is still being made."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def write_record(self, record: MountRecord) -> None:
+        """Publish the mount: from now on ``status`` and ``umount`` find it."""
+        write_durably(self.path / "mount.json", msgspec.json.encode(record))
+
+    def record(self) -> MountRecord | None:
+        """Read the record; None while there is none."""
+        try:
+            return msgspec.json.decode((self.path / "mount.json").read_bytes(), type=MountRecord)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def remove(self) -> None:
+        """Delete the folder; nothing of it may be mounted any more."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def folders(paths: Paths) -> Iterator[MountFolder]:
+    """Yield the folder of every mount, live or dead, oldest name first."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(paths.mounts.iterdir()):
+            yield MountFolder(path)
+
+
+def live(paths: Paths) -> list[tuple[MountFolder, MountRecord]]:
+    """Return the mounts that are served now."""
+    found = []
+    for folder in folders(paths):
+        record = folder.record()
+        if record is not None and not folder.is_dead():
+            found.append((folder, record))
+    return found
+
+
+def sweep(paths: Paths) -> list[str]:
+    """Clear what killed processes left: their mounts and folders. Return the freed targets."""
+    freed = []
+    for folder in folders(paths):
+        if not folder.is_dead():
+            continue
+        record = folder.record()
+        targets = [folder.path / name for name in ("rootfs", "lower", "data", "hot")]
+        if record is not None:
+            targets.insert(0, Path(record.target))
+            freed.append(record.target)
+        for target in targets:
+            with contextlib.suppress(DeviceError):
+                if is_mount_point(target):
+                    unmount(target, lazy=True)
+        folder.remove()
+        shutil.rmtree(paths.state / "writable" / folder.path.name, ignore_errors=True)
+    return freed
+
+
+def find(paths: Paths, target: Path) -> tuple[MountFolder, MountRecord]:
+    """Return the live mount at a directory. Raises UsageError where there is none."""
+    wanted = os.path.realpath(target)
+    for folder, record in live(paths):
+        if record.target == wanted:
+            return folder, record
+    raise UsageError(f"{target} is not mounted by pagein", hint="pagein status lists the mounts")
+
+
+def umount(paths: Paths, target: Path, *, force: bool = False) -> None:
+    """Unmount, and wait until the serving process has ended and cleared up.
+
+    ``force`` detaches a tree that is in use. Raises UsageError or DeviceError.
+    """
+    folder, record = find(paths, target)
+    unmount(Path(record.target), lazy=force)
+    deadline = time.monotonic() + _GONE_S
+    while folder.path.exists() and not folder.is_dead() and not force:
+        if time.monotonic() > deadline:
+            raise PageinError(
+                f"{target} is unmounted, but process {record.pid} that served it has not ended",
+                hint=f"look into {folder.path / 'log'}",
+            )
+        time.sleep(0.005)
+
+
+def status(folder: MountFolder) -> dict[str, Any] | None:
+    """Ask one serving process for its figures; None when it ended meanwhile."""
+    try:
+        return ask(folder.control, {"op": "status"})
+    except NotFoundError:
+        return None
