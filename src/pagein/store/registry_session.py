@@ -17,10 +17,10 @@ from typing import Final, TypeVar
 
 from pagein.errors import PageinError, RemoteUnavailableError
 from pagein.store.credentials import Credentials
-from pagein.store.registry_auth import Authenticator, read_limited
+from pagein.store.registry_auth import Authenticator, error_body
 from pagein.transport import Request, Response, Transport
 from pagein.wire.auth import Scope
-from pagein.wire.registry import MAX_ERROR_BODY, Endpoint, Redirects, error_of
+from pagein.wire.registry import Endpoint, Redirects, error_of
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ class RegistrySession:
         return error_of(
             response.status,
             response.headers,
-            read_limited(response, MAX_ERROR_BODY),
+            error_body(response),
             what=what,
             host=self.host,
             now_s=self._clock.wall(),
