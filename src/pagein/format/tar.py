@@ -165,6 +165,8 @@ class _Archive:
             if entry is not None:
                 yield entry
             self._finish()
+        if extended != _Extended():  # a header that belongs to an entry which never came
+            raise self._truncated()
 
     def data(self, size: int) -> bytes:
         """Read up to ``size`` bytes of the current entry, at least one."""

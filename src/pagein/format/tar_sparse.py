@@ -24,25 +24,23 @@ _EXTENSION_PAIRS, _EXTENSION_MORE = 21, 504
 
 def gnu_map(header: bytes, read_block: Callable[[], bytes]) -> list[tuple[int, int]]:
     """Read the map in an ``S`` header and the extension blocks that follow it."""
-    segments, full = _pairs(header, _HEADER_MAP, _HEADER_PAIRS)
+    segments = _pairs(header, _HEADER_MAP, _HEADER_PAIRS)
     more = header[_HEADER_MORE]
     while more:
         block = read_block()
-        if full:
-            found, full = _pairs(block, 0, _EXTENSION_PAIRS)
-            segments += found
+        segments += _pairs(block, 0, _EXTENSION_PAIRS)
         _bound(len(segments))
         more = block[_EXTENSION_MORE]
     return segments
 
 
-def _pairs(block: bytes, start: int, count: int) -> tuple[list[tuple[int, int]], bool]:
+def _pairs(block: bytes, start: int, count: int) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for at in range(start, start + count * _PAIR, _PAIR):
         if not block[at] or not block[at + 12]:
-            return found, False
+            break
         found.append((number(block[at : at + 12]), number(block[at + 12 : at + 24])))
-    return found, True
+    return found
 
 
 def pax_map_0(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[int, int]] | None:
