@@ -1,0 +1,211 @@
+"""Turns one image into index, packs and artifact manifest, in one pass over each layer.
+
+Rule 1. The digests are a function of the source image, the sector size and the level: nothing here
+        may depend on the jobs, the clock, the locale or the order in which threads finish.
+Rule 2. The pack of a layer is a function of the layers up to it, so that images which share lower
+        layers share packs.
+Rule 3. The artifact manifest is put last: before that, nothing that a node can find is there.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagein.build.body import Body
+from pagein.build.layer import LayerReader, layer_entries
+from pagein.build.pack import OnSector, Pack, PackWriter, SectorShelf
+from pagein.build.pool import Pool
+from pagein.build.report import (
+    Converted,
+    ConvertOptions,
+    ConvertProgress,
+    PackReport,
+    Stage,
+    StageClock,
+    Unwatched,
+)
+from pagein.build.scratch import scratch_folder, unwinding_on_sigterm
+from pagein.build.spool import Spool
+from pagein.build.upload import Uploader
+from pagein.errors import FormatError
+from pagein.format.erofs.write import write_metadata
+from pagein.format.index import Index, encode_index
+from pagein.format.manifest import Descriptor, ImageManifest, build_artifact, parse_config
+from pagein.format.merge import LayerMerger
+from pagein.store.repository import ManifestBlob, Repository, WritableRepository
+from pagein.types import Digest
+
+_CONFIG_LIMIT = 4 << 20
+
+
+def convert(
+    source: Repository,
+    manifest: ImageManifest,
+    blob: ManifestBlob,
+    destination: WritableRepository,
+    options: ConvertOptions | None = None,
+    *,
+    tag: str | None = None,
+    progress: ConvertProgress | None = None,
+    on_sector: OnSector | None = None,
+) -> Converted:
+    """Convert the image ``manifest`` (parsed from ``blob``) and publish it to ``destination``.
+
+    ``tag`` names the artifact itself. ``on_sector`` gets the uncompressed bytes of each different
+    sector, on any thread; what it raises ends the conversion. Raises FormatError for a source that
+    is not what it claims to be, and what the repositories raise.
+    """
+    conversion = _Conversion(
+        source,
+        manifest,
+        blob,
+        destination,
+        options or ConvertOptions(),
+        progress or Unwatched(),
+        on_sector,
+    )
+    return conversion.run(tag)
+
+
+@dataclass(slots=True)
+class _Counts:
+    files: int = 0
+    content_size: int = 0
+
+
+class _Conversion:
+    """What one run carries from layer to layer."""
+
+    def __init__(
+        self,
+        source: Repository,
+        manifest: ImageManifest,
+        blob: ManifestBlob,
+        destination: WritableRepository,
+        options: ConvertOptions,
+        progress: ConvertProgress,
+        on_sector: OnSector | None,
+    ) -> None:
+        self._source = source
+        self._manifest = manifest
+        self._blob = blob
+        self._destination = destination
+        self._options = options
+        self._progress = progress
+        self._on_sector = on_sector
+        self._clock = StageClock()
+        self._shelf = SectorShelf(options.sector_size)
+        self._body = Body(options.sector_size, self._shelf.zero)
+        self._merger = LayerMerger()
+        self._packs: list[Digest] = []
+        self._counts = _Counts()
+
+    def run(self, tag: str | None) -> Converted:
+        """Convert layer after layer, then publish."""
+        start = time.perf_counter()
+        with self._clock.stage(Stage.READ):
+            config = self._source.read_blob(self._manifest.config.digest, limit=_CONFIG_LIMIT)
+        diff_ids = parse_config(config).diff_ids
+        layers = self._manifest.layers
+        if len(diff_ids) != len(layers):
+            raise FormatError(
+                f"the image has {len(layers)} layers, but its config names {len(diff_ids)}",
+                field="diff_ids",
+            )
+        self._progress.start(sum(layer.size for layer in layers))
+        with ExitStack() as owned:
+            owned.enter_context(unwinding_on_sigterm())
+            scratch = owned.enter_context(scratch_folder(self._options.scratch_parent))
+            uploads = owned.enter_context(Uploader(self._destination, self._clock))
+            pool = owned.enter_context(Pool(self._options.threads, self._clock))
+            for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
+                self._progress.note(f"layer {number} of {len(layers)}")
+                pack = self._convert_layer(layer, diff_id, scratch, pool)
+                if pack is not None:
+                    self._packs.append(pack.digest)
+                    uploads.add(pack, layer.digest)
+            self._progress.note("writing the index")
+            index, metadata_size = self._index(config)
+            self._progress.note("sending packs")
+            packs = uploads.finish()
+            return self._publish(index, metadata_size, packs, tag, start)
+
+    def _convert_layer(
+        self, layer: Descriptor, diff_id: Digest, scratch: Path, pool: Pool
+    ) -> Pack | None:
+        number = len(self._packs)
+        with (
+            Spool(scratch / "spool", pool) as spool,
+            PackWriter(
+                scratch / f"pack-{number}",
+                number,
+                self._shelf,
+                pool,
+                level=self._options.level,
+                on_sector=self._on_sector,
+            ) as writer,
+        ):
+            reader = LayerReader(self._body, spool, writer)
+            with (
+                self._clock.stage(Stage.TREE),
+                self._source.open_blob(layer.digest, size=layer.size) as blob,
+                layer_entries(
+                    blob, layer.media_type, diff_id, self._clock, self._progress.read
+                ) as entries,
+            ):
+                reader.read(entries, self._merger)
+            with self._clock.stage(Stage.PLACE):
+                reader.place()
+            self._counts.files += reader.files
+            self._counts.content_size += reader.content_size
+            return writer.finish()
+
+    def _index(self, config: bytes) -> tuple[bytes, int]:
+        with self._clock.stage(Stage.METADATA):
+            metadata = write_metadata(
+                self._merger.root,
+                sector_size=self._options.sector_size,
+                hot_blocks=0,
+                data_blocks=self._body.blocks,
+            )
+            index = Index(
+                sector_size=self._options.sector_size,
+                metadata=metadata,
+                config=config,
+                source=self._blob.digest,
+                hot_sectors=0,
+                sectors=tuple(self._shelf.ref(digest, self._packs) for digest in self._body.rows),
+                read_ahead_kb=None,
+            )
+            return encode_index(index), len(metadata)
+
+    def _publish(
+        self,
+        index: bytes,
+        metadata_size: int,
+        packs: tuple[PackReport, ...],
+        tag: str | None,
+        start: float,
+    ) -> Converted:
+        digest = Digest.of(index)
+        with self._clock.stage(Stage.UPLOAD):
+            self._destination.put_blob(digest, index)
+            artifact = build_artifact()
+            self._destination.put_manifest(artifact, tag=tag)
+        return Converted(
+            artifact=artifact.digest,
+            index=digest,
+            packs=packs,
+            index_size=len(index),
+            metadata_size=metadata_size,
+            source_size=sum(layer.size for layer in self._manifest.layers),
+            content_size=self._counts.content_size,
+            files=self._counts.files,
+            sectors=len(self._body.rows),
+            stored_sectors=len(self._shelf.locations),
+            seconds=time.perf_counter() - start,
+            stages=self._clock.seconds(),
+        )
