@@ -27,15 +27,37 @@ def is_sector_size(size: int) -> bool:
     return MIN_SECTOR_SIZE <= size <= MAX_SECTOR_SIZE and size & (size - 1) == 0
 
 
-@dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """A SHA-256 digest, written ``sha256:<64 lower-case hex digits>``."""
+    """A SHA-256 digest, written ``sha256:<64 lower-case hex digits>``. Immutable.
 
+    Not a dataclass, so that msgspec asks us how to read one: from its text form, checked.
+    """
+
+    __slots__ = ("hex",)
     hex: str
 
-    def __post_init__(self) -> None:
-        if not _HEX_64.fullmatch(self.hex):
-            raise FormatError(f"not a sha256 digest: {self.hex[:80]!r}", field="digest")
+    def __init__(self, hex: str) -> None:  # noqa: A002 - the name that everybody knows
+        if not _HEX_64.fullmatch(hex):
+            raise FormatError(f"not a sha256 digest: {hex[:80]!r}", field="digest")
+        object.__setattr__(self, "hex", hex)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Digest cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[type[Digest], tuple[str]]:
+        return Digest, (self.hex,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Digest) and self.hex == other.hex
+
+    def __lt__(self, other: Digest) -> bool:
+        return self.hex < other.hex
+
+    def __hash__(self) -> int:
+        return hash(self.hex)
+
+    def __repr__(self) -> str:
+        return f"Digest({self.hex!r})"
 
     @classmethod
     def of(cls, data: Buffer) -> Digest:
