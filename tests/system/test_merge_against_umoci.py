@@ -14,7 +14,17 @@ from pagein.format.compression import open_decompressed
 from pagein.format.merge import LayerMerger
 from pagein.format.tar import read_entries
 from pagein.format.tree import Node
-from pagein.testing.layer_corpus import COMPRESSIONS, CORPUS, write_oci_layout
+from pagein.testing.layer_corpus import (
+    COMPRESSIONS,
+    CORPUS,
+    directory,
+    file,
+    hard_link,
+    opaque,
+    tar_layer,
+    whiteout,
+    write_oci_layout,
+)
 from pagein.testing.tree_snapshot import Seen, of_disk, of_nodes
 
 pytestmark = [
@@ -157,3 +167,46 @@ def make_tree(root: Path, *, plain: bool) -> None:
             opened.truncate(pieces * 65536 + 32768)
     os.setxattr(root / "empty", "user.binary", bytes(range(256)))
     os.setxattr(root / "folder", "user.text", b"a=b\nc")
+
+
+def test_programs_and_time_zones_of_this_machine_merge_as_umoci_unpacks_them(
+    tmp_path: Path,
+) -> None:
+    parts = [part for part in ("usr/sbin", "usr/share/zoneinfo", "usr/share/perl5") if is_at(part)]
+    command = ["tar", "--format=pax", "--xattrs", "--xattrs-include=*", "-C", "/", "-cf", "-"]
+    lower = subprocess.run(["tar", "-C", "/", "-cf", "-", *parts], capture_output=True, check=True)
+    upper = subprocess.run([*command, parts[0]], capture_output=True, check=True)
+    marks = tar_layer(whiteout(parts[-1].encode()), opaque(parts[0].encode()))
+    layers = (lower.stdout, marks, upper.stdout)
+    undeclared = {b"", b"usr", b"usr/share"}
+    assert without_times(merged(layers), undeclared) == without_times(
+        unpacked(tmp_path, layers), undeclared
+    )
+
+
+def is_at(part: str) -> bool:
+    return Path("/", part).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("debootstrap") is None, reason="needs debootstrap")
+def test_a_debian_system_in_two_layers_merges_as_umoci_unpacks_it(tmp_path: Path) -> None:
+    root = tmp_path / "debian"
+    made = subprocess.run(
+        ["debootstrap", "--variant=minbase", "bookworm", root], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip("needs a Debian mirror for debootstrap")
+    command = ["tar", "--format=pax", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
+    command += ["--exclude=./proc/*", "--exclude=./sys/*", "-C", str(root), "-cf", "-", "."]
+    base = subprocess.run(command, capture_output=True, check=True).stdout
+    top = tar_layer(
+        directory(b"usr/share/doc/"),
+        opaque(b"usr/share/doc"),
+        whiteout(b"var/lib/apt"),
+        file(b"bin/new", mode=0o755),
+        hard_link(b"lib/again", b"bin/bash"),
+        directory(b"lib64/"),
+    )
+    assert merged((base, top)) == unpacked(tmp_path, (base, top))

@@ -1,7 +1,8 @@
 """Tar archives, read forward once: ustar, PAX, GNU, star and v7 headers, sparse files.
 
 Not `tarfile`: it allocates what a header claims before it reads it, gives times as floats and
-names as text, and takes 60 us an entry (this: 11 us; 50,000 entries of a Debian tree, one core).
+names as text, and takes longer an entry (50,000 small files, one core: GNU headers 21 us, here 8;
+PAX headers of three records 50 us, here 23).
 
 Rule 1. Nothing is allocated on a header's word: see `MAX_PAX`, `MAX_NAME`, `MAX_SEGMENTS`.
 Rule 2. A type we do not know is an error, not a guess: skipping it could drop a file. Only GNU
@@ -192,25 +193,33 @@ class _Archive:
     def _truncated(self) -> FormatError:
         return FormatError(f"tar archive ends early, at byte {self.offset}", offset=self.offset)
 
-    def _block(self) -> bytes:
-        """Read 512 bytes, or nothing at the end of the input."""
-        block = self._stream.read(_BLOCK)
-        while 0 < len(block) < _BLOCK:
-            more = self._stream.read(_BLOCK - len(block))
+    def _exactly(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.offset += len(data)
+        while len(data) < size:
+            more = self._stream.read(size - len(data))
             if not more:
                 raise self._truncated()
-            block += more
+            self.offset += len(more)
+            data += more
+        return data
+
+    def _header_block(self) -> bytes:
+        """Read 512 bytes, or nothing at the end of the input."""
+        block = self._stream.read(_BLOCK)
         self.offset += len(block)
+        if 0 < len(block) < _BLOCK:
+            block += self._exactly(_BLOCK - len(block))
         return block
 
     def _header(self) -> bytes:
         """Read the next header with a right checksum; nothing at the end of the archive."""
         self._start = self.offset
-        block = self._block()
+        block = self._header_block()
         if not block:
             return b""
         if block == _ZERO_BLOCK:
-            second = self._block()
+            second = self._header_block()
             if second and second != _ZERO_BLOCK:
                 raise FormatError(
                     f"tar archive goes on after a lone zero block, at byte {self._start}",
@@ -240,21 +249,13 @@ class _Archive:
         return block
 
     def _extension(self) -> bytes:
-        block = self._block()
-        if not block:
-            raise self._truncated()
-        return block
+        return self._exactly(_BLOCK)
 
     def _extend(self, extended: _Extended, kind: bytes, size: int) -> None:
         limit = MAX_NAME if kind in b"LK" else MAX_PAX
         if not 0 <= size <= limit:
             raise FormatError(f"{size} bytes of extended header, at most {limit} are read")
-        self._begin(size)
-        pieces: list[bytes] = []
-        while self._left:
-            pieces.append(self.data(self._left))
-        self._finish()
-        data = b"".join(pieces)
+        data = self._exactly(size + -size % _BLOCK)[:size]
         if kind == b"L":
             extended.name = data.partition(b"\0")[0]
         elif kind == b"K":

@@ -71,11 +71,12 @@ def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
     position = 0
     while position < len(data):
         space = data.find(b" ", position, position + _MAX_DIGITS)
-        if space < 0:
+        length = data[position:space]
+        if space < 0 or not length.isdigit():
             if not data[position:].strip(b"\0"):
                 break  # some writers pad inside the size they declare
             raise FormatError("pax record without a length", field="pax")
-        end = position + decimal(data[position:space], "length")
+        end = position + int(length)
         equals = data.find(b"=", space + 1, end)
         if end > len(data) or equals < 0 or data[end - 1 : end] != b"\n" or equals >= end - 1:
             raise FormatError("pax record does not fit its length", field="pax")
