@@ -1,0 +1,215 @@
+"""An OCI image layout directory as a repository (image-spec image-layout.md).
+
+Blobs are written whole or not at all; ``index.json`` changes under a lock, so that several writers
+lose nothing of each other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from pagein.errors import FormatError, NotFoundError, UsageError
+from pagein.format.manifest import MAX_MANIFEST
+from pagein.store.atomic import replacing, write_all, write_durably
+from pagein.store.repository import ManifestBlob, Progress, no_progress
+from pagein.store.verified import VerifiedStream
+from pagein.types import Buffer, ByteRange, Digest
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+_MAX_INDEX: Final = 64 << 20
+_PIECE: Final = 1 << 20
+
+
+class LayoutRepository:
+    """Reads and writes a layout; the folder is created at the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        """``oci:`` and the path."""
+        return f"oci:{self._path}"
+
+    def _blob(self, digest: Digest) -> Path:
+        return self._path / "blobs" / "sha256" / digest.hex
+
+    def _entries(self) -> list[dict[str, Any]]:
+        try:
+            with (self._path / "index.json").open("rb") as stream:
+                data = stream.read(_MAX_INDEX + 1)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{self._path} is not an OCI layout: it has no index.json"
+            ) from None
+        except NotADirectoryError:
+            raise UsageError(f"{self._path} is not a directory", hint="oci-archive:FILE?") from None
+        try:
+            entries = json.loads(data)["manifests"]
+            return [dict(entry) for entry in entries]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{self._path}/index.json is damaged: {error}") from None
+
+    def manifest(self, reference: str | Digest, /) -> ManifestBlob:
+        """Return the manifest under a tag or a digest; the last entry of a tag wins."""
+        if isinstance(reference, Digest):
+            return self._manifest_at(reference, "")
+        for entry in reversed(self._entries()):
+            if (entry.get("annotations") or {}).get(REF_NAME) == reference:
+                return self._manifest_at(
+                    Digest.parse(str(entry.get("digest"))), str(entry.get("mediaType", ""))
+                )
+        raise NotFoundError(f"no image {reference!r} in {self._path}")
+
+    def only_manifest(self) -> ManifestBlob:
+        """Return the one image of a layout that is named without a tag. Raises UsageError."""
+        images = [entry for entry in self._entries() if "artifactType" not in entry]
+        if len({entry.get("digest") for entry in images}) != 1:
+            raise UsageError(
+                f"{self._path} holds {len(images)} images",
+                hint=f"name one: oci:{self._path}:TAG, with TAG one of {', '.join(self.tags())}",
+            )
+        entry = images[0]
+        return self._manifest_at(
+            Digest.parse(str(entry.get("digest"))), str(entry.get("mediaType", ""))
+        )
+
+    def _manifest_at(self, digest: Digest, media_type: str) -> ManifestBlob:
+        data = self.read_blob(digest, limit=MAX_MANIFEST)
+        if not media_type:
+            with contextlib.suppress(ValueError, AttributeError):
+                media_type = str(json.loads(data).get("mediaType") or "")
+        return ManifestBlob(media_type, digest, data)
+
+    def _open(self, digest: Digest) -> BinaryIO:
+        try:
+            return self._blob(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFoundError(f"no blob {digest} in {self._path}") from None
+
+    def read_blob(self, digest: Digest, /, *, limit: int) -> bytes:
+        """Return a whole blob of at most ``limit`` bytes."""
+        with self._open(digest) as stream:
+            data = stream.read(limit + 1)
+        if len(data) > limit:
+            raise FormatError(f"blob {digest} is larger than {limit} bytes", field="size")
+        if hashlib.sha256(data).hexdigest() != digest.hex:
+            raise FormatError(f"blob {digest} in {self._path} is damaged", field="digest")
+        return data
+
+    @contextlib.contextmanager
+    def open_blob(self, digest: Digest, /, *, size: int | None = None) -> Iterator[BinaryIO]:
+        """Stream a blob; its end is reached only if digest and size are right."""
+        with self._open(digest) as stream:
+            yield io.BufferedReader(VerifiedStream(stream, digest, size), _PIECE)
+
+    def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
+        """Return exactly ``span.length`` bytes, unverified."""
+        with self._open(digest) as stream:
+            data = os.pread(stream.fileno(), span.length, span.start)
+        if len(data) != span.length:
+            raise FormatError(f"blob {digest} ends before byte {span.stop}", field="size")
+        return data
+
+    def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
+        """Digests of the manifests in index.json whose subject is ``subject``, newest last."""
+        found = []
+        try:
+            entries = self._entries()
+        except NotFoundError:
+            return []
+        for entry in entries:
+            if entry.get("artifactType") != artifact_type:
+                continue
+            digest = Digest.parse(str(entry.get("digest")))
+            document = json.loads(self.read_blob(digest, limit=MAX_MANIFEST))
+            if (document.get("subject") or {}).get("digest") == str(subject):
+                found.append(digest)
+        return found
+
+    def tags(self) -> Iterator[str]:
+        """Yield the tags there are, in order of index.json."""
+        for entry in self._entries():
+            tag = (entry.get("annotations") or {}).get(REF_NAME)
+            if tag:
+                yield str(tag)
+
+    def has_blob(self, digest: Digest, /) -> bool:
+        """Whether the blob is there already."""
+        return self._blob(digest).is_file()
+
+    def put_blob(
+        self, digest: Digest, source: bytes | Path, /, *, progress: Progress = no_progress
+    ) -> bool:
+        """Store a blob unless it exists. Raises FormatError if the bytes are not the digest's."""
+        self._create()
+        if self.has_blob(digest):
+            return False
+        hasher = hashlib.sha256()
+        with contextlib.ExitStack() as owned:
+            stream = owned.enter_context(
+                io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+            )
+            target = owned.enter_context(replacing(self._blob(digest), mode=0o644))
+            while piece := stream.read(_PIECE):
+                hasher.update(piece)
+                write_all(target, piece)
+                progress(len(piece))
+            if hasher.hexdigest() != digest.hex:
+                raise FormatError(f"the bytes are not those of {digest}", field="digest")
+        return True
+
+    def put_manifest(self, manifest: ManifestBlob, /, *, tag: str | None = None) -> None:
+        """Store a manifest, and list it in index.json: under a tag, or without a name."""
+        self.put_blob(manifest.digest, manifest.data)
+        document = json.loads(manifest.data)
+        entry: dict[str, Any] = {
+            "mediaType": manifest.media_type,
+            "digest": str(manifest.digest),
+            "size": len(manifest.data),
+        }
+        if document.get("artifactType"):
+            entry["artifactType"] = document["artifactType"]
+        if tag is not None:
+            entry["annotations"] = {REF_NAME: tag}
+        with self._locked():
+            kept = [
+                one
+                for one in self._entries()
+                if not (tag and (one.get("annotations") or {}).get(REF_NAME) == tag)
+                and not (tag is None and one == entry)
+            ]
+            self._write_index([*kept, entry])
+
+    def _write_index(self, entries: list[dict[str, Any]]) -> None:
+        document = {"schemaVersion": 2, "manifests": entries}
+        data = json.dumps(document, separators=(",", ":")).encode()
+        write_durably(self._path / "index.json", data, mode=0o644)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _create(self) -> None:
+        (self._path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+        if (self._path / "index.json").exists():
+            return
+        with self._locked():
+            if not (self._path / "index.json").exists():
+                write_durably(
+                    self._path / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', mode=0o644
+                )
+                self._write_index([])
