@@ -33,7 +33,14 @@ from pagein.build.upload import Uploader
 from pagein.errors import FormatError
 from pagein.format.erofs.write import write_metadata
 from pagein.format.index import Index, encode_index
-from pagein.format.manifest import Descriptor, ImageManifest, build_artifact, parse_config
+from pagein.format.manifest import (
+    EMPTY_DIGEST,
+    Descriptor,
+    ImageManifest,
+    build_artifact,
+    parse_config,
+)
+from pagein.format.media import MEDIA_INDEX, MEDIA_PACK, OCI_MANIFEST
 from pagein.format.merge import LayerMerger
 from pagein.store.repository import ManifestBlob, Repository, WritableRepository
 from pagein.types import Digest
@@ -190,14 +197,27 @@ class _Conversion:
         tag: str | None,
         start: float,
     ) -> Converted:
-        digest = Digest.of(index)
+        index_part = Descriptor(media_type=MEDIA_INDEX, digest=Digest.of(index), size=len(index))
+        subject = Descriptor(
+            media_type=self._blob.media_type, digest=self._blob.digest, size=len(self._blob.data)
+        )
+        data = build_artifact(
+            subject=subject,
+            index=index_part,
+            packs=[
+                Descriptor(media_type=MEDIA_PACK, digest=pack.digest, size=pack.size)
+                for pack in packs
+            ],
+        )
+        artifact = ManifestBlob(OCI_MANIFEST, Digest.of(data), data)
         with self._clock.stage(Stage.UPLOAD):
-            self._destination.put_blob(digest, index)
-            artifact = build_artifact()
+            self._destination.put_blob(index_part.digest, index)
+            self._destination.put_blob(EMPTY_DIGEST, b"{}")
             self._destination.put_manifest(artifact, tag=tag)
         return Converted(
             artifact=artifact.digest,
-            index=digest,
+            artifact_size=len(data),
+            index=index_part.digest,
             packs=packs,
             index_size=len(index),
             metadata_size=metadata_size,

@@ -159,6 +159,7 @@ class Converted:
     """
 
     artifact: Digest
+    artifact_size: int
     index: Digest
     packs: tuple[PackReport, ...]
     index_size: int

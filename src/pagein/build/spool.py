@@ -1,7 +1,8 @@
-"""Keeps a layer's small files, lightly compressed, until they can be sorted by path.
+"""Keeps a layer's small files until they can be sorted by path.
 
-They go to disk in batches of a few hundred KiB, each one zstd frame. A tar lists files folder by
-folder, so that files that end up in one sector mostly come from few batches.
+They are kept in batches of a few hundred KiB: the first ones in memory as they are, the others on
+disk, each batch one zstd frame. A tar lists files folder by folder, so that files that end up in
+one sector mostly come from few batches.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ from pagein.types import Buffer
 _BATCH_BYTES = 256 << 10
 """Small enough that files in random order cost one cheap decompression each, not a big one."""
 
+_IN_MEMORY_BYTES = 128 << 20
+"""Most layers' small files fit, and need no compression that is undone at once."""
+
 _BATCHES_IN_FLIGHT = 64
 _LEVEL = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Frame:
-    offset: int
-    stored: int
+    """A batch: ``size`` bytes, here as ``data`` or packed on disk."""
+
     size: int
+    data: bytes | None = None
+    offset: int = 0
+    stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Spool:
         path.unlink()
         self._lock = threading.Lock()
         self._end = 0
+        self._in_memory = 0
         self._batch: list[_Arrival] = []
         self._batch_bytes = 0
         self._files: list[SpooledFile] = []
@@ -105,11 +113,7 @@ class Spool:
         with self._pool.cpu(Stage.SPOOL_CPU):
             digests = [hashlib.sha256(arrival.data).digest() for arrival in batch]
             joined = b"".join(arrival.data for arrival in batch)
-            packed = zstandard.ZstdCompressor(level=_LEVEL).compress(joined)
-            with self._lock:
-                frame = _Frame(self._end, len(packed), len(joined))
-                self._end += len(packed)
-            _write_all(self._descriptor, packed, frame.offset)
+            frame = self._keep(joined)
         files = []
         start = 0
         for arrival, digest in zip(batch, digests, strict=True):
@@ -117,6 +121,25 @@ class Spool:
             files.append(SpooledFile(arrival.key, arrival.node, size, digest, frame, start))
             start += size
         return files
+
+    def _keep(self, joined: bytes) -> _Frame:
+        with self._lock:
+            if self._in_memory + len(joined) <= _IN_MEMORY_BYTES:
+                self._in_memory += len(joined)
+                return _Frame(len(joined), data=joined)
+        packed = zstandard.ZstdCompressor(level=_LEVEL).compress(joined)
+        with self._lock:
+            frame = _Frame(len(joined), offset=self._end, stored=len(packed))
+            self._end += len(packed)
+        _write_all(self._descriptor, packed, frame.offset)
+        return frame
+
+    def _load(self, frame: _Frame) -> memoryview:
+        if frame.data is not None:
+            return memoryview(frame.data)
+        packed = os.pread(self._descriptor, frame.stored, frame.offset)
+        unpacked = zstandard.ZstdDecompressor().decompress(packed, max_output_size=frame.size)
+        return memoryview(unpacked)
 
     def _read(self, files: Sequence[SpooledFile], length: int) -> Buffer:
         """On the pool: fill a sector, unpacking each frame once."""
@@ -127,10 +150,8 @@ class Spool:
                 by_frame.setdefault(file.frame, []).append((at, file))
                 at += aligned(file.size)
             sector = bytearray(length)
-            unpack = zstandard.ZstdDecompressor()
             for frame, placed in by_frame.items():
-                packed = os.pread(self._descriptor, frame.stored, frame.offset)
-                data = memoryview(unpack.decompress(packed, max_output_size=frame.size))
+                data = self._load(frame)
                 for at, file in placed:
                     sector[at : at + file.size] = data[file.start : file.start + file.size]
             return sector

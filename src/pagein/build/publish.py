@@ -1,0 +1,195 @@
+"""From a reference to published artifacts: which images of an index, and what a tag says after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagein.build.convert import convert
+from pagein.build.pack import OnSector
+from pagein.build.report import Converted, ConvertOptions, ConvertProgress
+from pagein.errors import FormatError, NotFoundError, UsageError
+from pagein.format.manifest import (
+    Artifact,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    bind_index,
+    bound_descriptor,
+    parse_config,
+    parse_manifest,
+    serves,
+)
+from pagein.format.media import MANIFESTS, OCI_INDEX
+from pagein.format.platforms import Platform
+from pagein.store.repository import ManifestBlob, Repository, WritableRepository
+from pagein.types import Digest
+
+_CONFIG_LIMIT = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedImage:
+    """One image of the reference, and what it became. ``platform``: None where nothing names it."""
+
+    source: Digest
+    platform: Platform | None
+    converted: Converted
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published. ``bound``: digest of the image index that the tag now names, if asked."""
+
+    images: tuple[PublishedImage, ...]
+    bound: Digest | None
+
+
+def publish(
+    source: Repository,
+    reference: str | Digest,
+    destination: WritableRepository,
+    options: ConvertOptions | None = None,
+    *,
+    platform: Platform | None = None,
+    tag: str | None = None,
+    bind: str | None = None,
+    progress: ConvertProgress | None = None,
+    on_sector: OnSector | None = None,
+    announce: Callable[[Platform | None], None] | None = None,
+) -> Published:
+    """Convert what ``reference`` names, and publish it to ``destination``.
+
+    ``platform`` chooses from an image index; None converts each image there is. ``tag`` names the
+    one artifact. ``bind`` is a tag of ``destination``, rewritten as an index of the source's
+    manifests and the artifacts: it must hold the source. ``announce`` is called before each image.
+    Raises UsageError for what cannot be converted or bound, and what `convert` raises.
+    """
+    top = source.manifest(reference)
+    parsed = parse_manifest(top.data, top.media_type)
+    if isinstance(parsed, Artifact):
+        raise UsageError(
+            f"{reference} in {source.name} is converted already",
+            hint="name the image that it was made from",
+        )
+    chosen = _choose(source, top, parsed, platform)
+    if tag is not None and len(chosen) > 1:
+        raise UsageError(
+            f"one tag cannot name the artifacts of {len(chosen)} images",
+            hint="choose one platform, or bind the artifacts to the image's own tag",
+        )
+    images = []
+    for described, blob, manifest in chosen:
+        if announce is not None:
+            announce(described.platform)
+        converted = convert(
+            source,
+            manifest,
+            blob,
+            destination,
+            options,
+            tag=tag,
+            progress=progress,
+            on_sector=on_sector,
+        )
+        images.append(PublishedImage(blob.digest, described.platform, converted))
+    bound = None
+    if bind is not None:
+        described_images = [described for described, _, _ in chosen]
+        bound = _bind(destination, bind, top, parsed, described_images, images)
+    return Published(tuple(images), bound)
+
+
+_Chosen = list[tuple[Descriptor, ManifestBlob, ImageManifest]]
+
+
+def _choose(
+    source: Repository,
+    top: ManifestBlob,
+    parsed: ImageManifest | ImageIndex,
+    platform: Platform | None,
+) -> _Chosen:
+    if isinstance(parsed, ImageManifest):
+        config = parse_config(source.read_blob(parsed.config.digest, limit=_CONFIG_LIMIT))
+        if platform is not None and config.platform.rank(platform) is None:
+            raise NotFoundError(
+                f"the image in {source.name} is for {config.platform}, not {platform}",
+                hint=f"--platform {config.platform}",
+            )
+        described = Descriptor(
+            media_type=top.media_type,
+            digest=top.digest,
+            size=len(top.data),
+            platform=config.platform,
+        )
+        return [(described, top, parsed)]
+    entries = select_images(parsed, platform)
+    if not entries:
+        known = ", ".join(sorted({str(one.platform) for one in select_images(parsed, None)}))
+        raise NotFoundError(
+            f"no image for {platform or 'any platform'} in {source.name}",
+            hint=f"there are: {known or 'none'}",
+        )
+    chosen: _Chosen = []
+    for entry in entries:
+        blob = source.manifest(entry.digest)
+        manifest = parse_manifest(blob.data, blob.media_type)
+        if not isinstance(manifest, ImageManifest):
+            raise FormatError(f"{entry.digest} in {source.name} is not an image manifest")
+        chosen.append((entry, blob, manifest))
+    return chosen
+
+
+def select_images(index: ImageIndex, platform: Platform | None) -> list[Descriptor]:
+    """Return the entry that serves ``platform`` best, or each image where it is None.
+
+    Attestations and artifacts (platform ``unknown/unknown``) are no images. An entry without a
+    platform is taken for one that fits where no other does.
+    """
+    images = [
+        entry
+        for entry in index.manifests
+        if entry.media_type in MANIFESTS
+        and serves(entry) is None
+        and not (entry.platform and entry.platform.os == "unknown")
+    ]
+    if platform is None:
+        return images
+    ranked = [
+        (rank, position)
+        for position, entry in enumerate(images)
+        if entry.platform and (rank := entry.platform.rank(platform)) is not None
+    ]
+    if ranked:
+        return [images[min(ranked)[1]]]
+    return [entry for entry in images if entry.platform is None][:1]
+
+
+def _bind(
+    destination: WritableRepository,
+    tag: str,
+    top: ManifestBlob,
+    parsed: ImageManifest | ImageIndex,
+    sources: list[Descriptor],
+    images: list[PublishedImage],
+) -> Digest:
+    """Rewrite ``tag`` as an index, unless it moved since it was read."""
+    now = destination.manifest(tag)
+    if now.digest != top.digest:
+        raise UsageError(
+            f"cannot bind to {tag} in {destination.name}: it names {now.digest}, "
+            f"and {top.digest} was converted",
+            hint="convert again; the source must lie where the artifact goes",
+        )
+    existing = parsed if isinstance(parsed, ImageIndex) else None
+    for image in images:
+        entry = bound_descriptor(
+            image.converted.artifact, image.converted.artifact_size, served=image.source
+        )
+        data = bind_index(existing, sources, entry)
+        after = parse_manifest(data, OCI_INDEX)
+        assert isinstance(after, ImageIndex)
+        existing = after
+    blob = ManifestBlob(OCI_INDEX, Digest.of(data), data)
+    destination.put_manifest(blob, tag=tag)
+    return blob.digest
