@@ -147,18 +147,35 @@ class BlobUpload:
                 raise self._session.failure(exchange.response, self._what)
 
     def _patch_and_put(self, file: BinaryIO, size: int, told: _Told) -> None:
+        location, mended = self._patch_all(file, size, told)
+        try:
+            self._finish(location)
+        except (NotFoundError, RemoteError) as error:
+            if not mended or _is_final(error):
+                raise
+            # What was taken up did not fit together: once more, from the beginning.
+            location, _ = self._patch_all(file, size, told)
+            self._finish(location)
+
+    def _patch_all(self, file: BinaryIO, size: int, told: _Told) -> tuple[str, bool]:
+        """Send the blob; return where to close the upload, and whether it had to be mended."""
         location, offset = self._session.repeating(self.begin), 0
         failures = 0
         while offset < size:
             try:
                 location, offset = self._patch(location, file, offset, size, told)
-            except RemoteUnavailableError as error:
+            except (NotFoundError, RemoteError, FormatError) as error:
+                # A refusal (4xx) of a first attempt is an answer. After a break it may mean that
+                # the registry noticed the break only after it told us its state.
+                if _is_final(error) or not (failures or error.transient):
+                    raise
                 failures += 1
                 if failures > _RESUMES:
                     raise
-                self._session.pause(max(error.retry_after or 0.0, 0.2 * 2**failures))
+                retry_after = getattr(error, "retry_after", None) or 0.0
+                self._session.pause(max(retry_after, 0.2 * 2**failures))
                 location, offset = self._taken_up(location)
-        self._finish(location)
+        return location, failures > 0
 
     def _finish(self, location: str) -> None:
         """Close the upload. Where the answer was lost, a blob that is there is the answer."""
@@ -209,6 +226,10 @@ class BlobUpload:
             pass  # it forgot the upload, or cannot tell: distribution 2.8 after a broken PATCH
         self.cancel(location)
         return self.begin(), 0
+
+
+def _is_final(error: PageinError) -> bool:
+    return isinstance(error, RemoteDeniedError)
 
 
 def _as_file(body: _Slice) -> BinaryIO:

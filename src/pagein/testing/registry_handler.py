@@ -77,18 +77,18 @@ class RegistryHandler(BaseHTTPRequestHandler):
         if fault.drop:
             self.close_connection = True
             return
-        self._registry.link.start_answer()
-        if fault.status is not None:
-            self._read_body()
-            self._fault = Fault(truncate_to=fault.truncate_to)
-            self._reply(fault.status, fault.body, dict(fault.headers))
-            return
-        try:
-            self._route(path, query)
-        except NotFoundError as error:
-            self._error(404, "NOT_FOUND", str(error))
-        except PageinError as error:
-            self._error(400, "INVALID", str(error))
+        with self._registry.link.answering():
+            if fault.status is not None:
+                self._read_body()
+                self._fault = Fault(truncate_to=fault.truncate_to, chunked=fault.chunked)
+                self._reply(fault.status, fault.body, dict(fault.headers))
+                return
+            try:
+                self._route(path, query)
+            except NotFoundError as error:
+                self._error(404, "NOT_FOUND", str(error))
+            except PageinError as error:
+                self._error(400, "INVALID", str(error))
 
     def _route(self, path: str, query: Query) -> None:
         if path == "/token":

@@ -88,7 +88,7 @@ class HttpTransport:
         self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
-        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._process = os.getpid()
         if self._tls.skip_verify:  # asked for, so urllib3 need not warn at each connection
             urllib3.disable_warnings(failures.InsecureRequestWarning)
@@ -96,6 +96,7 @@ class HttpTransport:
     @contextmanager
     def send(self, request: Request, /) -> Iterator[Response]:
         """Send and return the response once its headers are there."""
+        _check_address(request.url)
         headers = {**self._headers, **request.headers}
         if request.length is not None:
             headers["Content-Length"] = str(request.length)
@@ -127,26 +128,27 @@ class HttpTransport:
             manager.clear()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        proxy = _proxy_for(url)
+        key = proxy, encrypted = _proxy_for(url), not url.startswith("http:")
         with self._lock:
             if self._process != os.getpid():
                 # A forked child must not talk on its parent's sockets.
                 self._process, self._managers = os.getpid(), {}
-            manager = self._managers.get(proxy)
+            manager = self._managers.get(key)
             if manager is None:
-                manager = self._managers[proxy] = self._make_manager(proxy)
+                manager = self._managers[key] = self._make_manager(proxy, encrypted=encrypted)
             return manager
 
-    def _make_manager(self, proxy: str) -> urllib3.PoolManager:
-        if self._context is None:
-            self._context = self._tls.context()
+    def _make_manager(self, proxy: str, *, encrypted: bool) -> urllib3.PoolManager:
+        if self._context is None and (encrypted or proxy.startswith("https:")):
+            self._context = self._tls.context()  # reads the system's CAs: 20-60 ms, so not before
         options: dict[str, Any] = {
             "num_pools": 64,
             "maxsize": self._pool_size,
             "block": False,
-            "ssl_context": self._context,
             "blocksize": _SEND_BLOCK,
         }
+        if self._context is not None:
+            options["ssl_context"] = self._context
         if not proxy:
             return urllib3.PoolManager(**options)
         try:
@@ -229,6 +231,16 @@ class _Body:
                 self._raw.close()
         except (failures.HTTPError, HTTPException, OSError, ValueError):
             self._raw.close()
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RemoteProtocolError("not an http or https address")
 
 
 def _proxy_for(url: str) -> str:

@@ -128,14 +128,14 @@ def resolve_location(base: str, location: str | None) -> str:
 
     Raises RemoteProtocolError: absent, not HTTP, or from HTTPS down to plain HTTP.
     """
-    if not location or len(location) > 16 << 10:
+    if not location or len(location) > 16 << 10 or not location.isprintable():
         raise RemoteProtocolError(f"the answer of {redact(base)} has no usable Location")
     try:
         url = urljoin(base, location)
         scheme, host, _ = origin_of(url)
     except ValueError:
         scheme, host, url = "", "", ""
-    if scheme not in {"http", "https"} or not host or not url.isprintable() or " " in url:
+    if scheme not in {"http", "https"} or not host or " " in url:
         raise RemoteProtocolError(f"the answer of {redact(base)} has no usable Location")
     if scheme == "http" and base.startswith("https:"):
         raise RemoteProtocolError(f"{redact(base)} sends us on to plain http")
