@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -119,6 +120,7 @@ def convert_once(layout: Path, tag: str, jobs: int, sector_size: int, level: int
             "packs": done.pack_size,
             "index": done.index_size,
             "artifact": str(done.artifact),
+            "cpu": sum(os.times()[:2]),
             "rss_mb": peak_rss_mb(),
             "stages": {str(stage): seconds for stage, seconds in done.stages.items()},
         },
@@ -146,6 +148,7 @@ def report(arguments: argparse.Namespace, layout: Path, tag: str) -> None:
                 f"[{min(rates):.0f}-{max(rates):.0f}], {run['seconds']:.1f} s for "
                 f"{run['content'] / 1e6:.0f} MB in {run['files']} files; packs "
                 f"{run['packs'] / 1e6:.0f} MB, index {run['index'] / 1e6:.2f} MB; "
+                f"{run['cpu']:.1f} s of CPU; "
                 f"peak {max(one['rss_mb'] for one in runs):.0f} MB RSS; {run['artifact'][:19]}"
             )
             for stage, seconds in run["stages"].items():

@@ -18,11 +18,11 @@ from pagein.format.manifest import (
     bound_descriptor,
     parse_config,
     parse_manifest,
-    serves,
 )
-from pagein.format.media import MANIFESTS, OCI_INDEX
+from pagein.format.media import OCI_INDEX
 from pagein.format.platforms import Platform
 from pagein.store.repository import ManifestBlob, Repository, WritableRepository
+from pagein.store.resolve import choose, platform_images
 from pagein.types import Digest
 
 _CONFIG_LIMIT = 4 << 20
@@ -123,13 +123,9 @@ def _choose(
             platform=config.platform,
         )
         return [(described, top, parsed)]
-    entries = select_images(parsed, platform)
+    entries = platform_images(parsed) if platform is None else [choose(parsed, platform)]
     if not entries:
-        known = ", ".join(sorted({str(one.platform) for one in select_images(parsed, None)}))
-        raise NotFoundError(
-            f"no image for {platform or 'any platform'} in {source.name}",
-            hint=f"there are: {known or 'none'}",
-        )
+        raise NotFoundError(f"the image index in {source.name} lists no image")
     chosen: _Chosen = []
     for entry in entries:
         blob = source.manifest(entry.digest)
@@ -138,31 +134,6 @@ def _choose(
             raise FormatError(f"{entry.digest} in {source.name} is not an image manifest")
         chosen.append((entry, blob, manifest))
     return chosen
-
-
-def select_images(index: ImageIndex, platform: Platform | None) -> list[Descriptor]:
-    """Return the entry that serves ``platform`` best, or each image where it is None.
-
-    Attestations and artifacts (platform ``unknown/unknown``) are no images. An entry without a
-    platform is taken for one that fits where no other does.
-    """
-    images = [
-        entry
-        for entry in index.manifests
-        if entry.media_type in MANIFESTS
-        and serves(entry) is None
-        and not (entry.platform and entry.platform.os == "unknown")
-    ]
-    if platform is None:
-        return images
-    ranked = [
-        (rank, position)
-        for position, entry in enumerate(images)
-        if entry.platform and (rank := entry.platform.rank(platform)) is not None
-    ]
-    if ranked:
-        return [images[min(ranked)[1]]]
-    return [entry for entry in images if entry.platform is None][:1]
 
 
 def _bind(

@@ -146,9 +146,8 @@ def test_a_platform_is_chosen_from_an_index(layout: Layout) -> None:
 
 def test_a_platform_that_is_not_there_is_named_with_those_that_are(layout: Layout) -> None:
     two_platforms(layout)
-    with pytest.raises(NotFoundError, match="no image for linux/s390x") as caught:
+    with pytest.raises(NotFoundError, match="there are: linux/amd64, linux/arm64"):
         run(layout, "multi", platform=Platform("linux", "s390x"))
-    assert caught.value.hint == "there are: linux/amd64, linux/arm64"
     with pytest.raises(NotFoundError, match="is for linux/amd64, not linux/arm64"):
         run(layout, "v1", platform=ARM64)
 
