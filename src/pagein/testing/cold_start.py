@@ -66,8 +66,8 @@ def drop_caches(*keep_warm: Path) -> None:
 def time_start(words: Sequence[str], environment: Mapping[str, str] | None = None) -> Started:
     """Run a program until it has said something and ended, or was ended.
 
-    Raises RuntimeFailedError with the last line of its errors where it fails. Whatever happens, the
-    program has ended when this returns.
+    Raises RuntimeFailedError with the last line that it said on stderr where it fails. Whatever
+    happens, the program has ended when this returns.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -88,8 +88,11 @@ def time_start(words: Sequence[str], environment: Mapping[str, str] | None = Non
             _stop(process.terminate, process)
             raise
     if process.returncode != 0 and not was_ended:
-        lines = errors.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        raise RuntimeFailedError(f"{words[0]} ended with {process.returncode}: {lines[-1]}")
+        lines = errors.decode("utf-8", "replace").splitlines()
+        said = [line for line in lines if line[:1].strip()]  # hints and tracebacks are indented
+        reason = said[-1] if said else "it said nothing"
+        name = " ".join(words[:4])
+        raise RuntimeFailedError(f"{name} ended with {process.returncode}: {reason}")
     return Started(seconds, (head + rest)[: 1 << 20])
 
 

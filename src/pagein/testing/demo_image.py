@@ -148,7 +148,7 @@ def _install_wheels(wheels: tuple[str, ...], target: Path, say: Say) -> None:
     done = subprocess.run(words, capture_output=True, text=True, cwd="/", check=False)
     if done.returncode == 0:
         return
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("ERROR: ")
     say(f"cannot install {', '.join(wheels)} ({reason}); taking this interpreter's packages")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(sysconfig.get_path("purelib"), target, symlinks=True)
