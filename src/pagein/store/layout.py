@@ -19,12 +19,11 @@ from typing import Any, BinaryIO, Final
 from pagein.errors import FormatError, NotFoundError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
 from pagein.store.atomic import replacing, write_all, write_durably
+from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
 from pagein.store.repository import ManifestBlob, Progress, no_progress
-from pagein.store.verified import VerifiedStream
+from pagein.store.verified import read_verified, verified_reader
 from pagein.types import Buffer, ByteRange, Digest
 
-REF_NAME: Final = "org.opencontainers.image.ref.name"
-_MAX_INDEX: Final = 64 << 20
 _PIECE: Final = 1 << 20
 
 
@@ -42,52 +41,30 @@ class LayoutRepository:
     def _blob(self, digest: Digest) -> Path:
         return self._path / "blobs" / "sha256" / digest.hex
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _listing(self) -> Listing:
         try:
             with (self._path / "index.json").open("rb") as stream:
-                data = stream.read(_MAX_INDEX + 1)
+                data = stream.read(MAX_LISTING + 1)
         except FileNotFoundError:
             raise NotFoundError(
                 f"{self._path} is not an OCI layout: it has no index.json"
             ) from None
         except NotADirectoryError:
             raise UsageError(f"{self._path} is not a directory", hint="oci-archive:FILE?") from None
-        try:
-            entries = json.loads(data)["manifests"]
-            return [dict(entry) for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{self._path}/index.json is damaged: {error}") from None
+        return Listing.parse(data, str(self._path))
 
     def manifest(self, reference: str | Digest, /) -> ManifestBlob:
         """Return the manifest under a tag or a digest; the last entry of a tag wins."""
         if isinstance(reference, Digest):
-            return self._manifest_at(reference, "")
-        for entry in reversed(self._entries()):
-            if (entry.get("annotations") or {}).get(REF_NAME) == reference:
-                return self._manifest_at(
-                    Digest.parse(str(entry.get("digest"))), str(entry.get("mediaType", ""))
-                )
-        raise NotFoundError(f"no image {reference!r} in {self._path}")
-
-    def only_manifest(self) -> ManifestBlob:
-        """Return the one image of a layout that is named without a tag. Raises UsageError."""
-        images = [entry for entry in self._entries() if "artifactType" not in entry]
-        if len({entry.get("digest") for entry in images}) != 1:
-            raise UsageError(
-                f"{self._path} holds {len(images)} images",
-                hint=f"name one: oci:{self._path}:TAG, with TAG one of {', '.join(self.tags())}",
-            )
-        entry = images[0]
-        return self._manifest_at(
-            Digest.parse(str(entry.get("digest"))), str(entry.get("mediaType", ""))
-        )
-
-    def _manifest_at(self, digest: Digest, media_type: str) -> ManifestBlob:
+            return manifest_blob(reference, self.read_blob(reference, limit=MAX_MANIFEST))
+        entry = self._listing().tagged(reference)
+        digest = Digest.parse(entry["digest"])
         data = self.read_blob(digest, limit=MAX_MANIFEST)
-        if not media_type:
-            with contextlib.suppress(ValueError, AttributeError):
-                media_type = str(json.loads(data).get("mediaType") or "")
-        return ManifestBlob(media_type, digest, data)
+        return manifest_blob(digest, data, str(entry.get("mediaType") or ""))
+
+    def only_reference(self) -> Digest:
+        """Return the one image of a layout that is named without a tag. Raises UsageError."""
+        return self._listing().only()
 
     def _open(self, digest: Digest) -> BinaryIO:
         try:
@@ -98,18 +75,13 @@ class LayoutRepository:
     def read_blob(self, digest: Digest, /, *, limit: int) -> bytes:
         """Return a whole blob of at most ``limit`` bytes."""
         with self._open(digest) as stream:
-            data = stream.read(limit + 1)
-        if len(data) > limit:
-            raise FormatError(f"blob {digest} is larger than {limit} bytes", field="size")
-        if hashlib.sha256(data).hexdigest() != digest.hex:
-            raise FormatError(f"blob {digest} in {self._path} is damaged", field="digest")
-        return data
+            return read_verified(stream, digest, limit=limit, place=str(self._path))
 
     @contextlib.contextmanager
     def open_blob(self, digest: Digest, /, *, size: int | None = None) -> Iterator[BinaryIO]:
         """Stream a blob; its end is reached only if digest and size are right."""
         with self._open(digest) as stream:
-            yield io.BufferedReader(VerifiedStream(stream, digest, size), _PIECE)
+            yield verified_reader(stream, digest, size)
 
     def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
         """Return exactly ``span.length`` bytes, unverified."""
@@ -121,26 +93,19 @@ class LayoutRepository:
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
         """Digests of the manifests in index.json whose subject is ``subject``, newest last."""
-        found = []
         try:
-            entries = self._entries()
+            candidates = self._listing().artifacts(artifact_type)
         except NotFoundError:
             return []
-        for entry in entries:
-            if entry.get("artifactType") != artifact_type:
-                continue
-            digest = Digest.parse(str(entry.get("digest")))
-            document = json.loads(self.read_blob(digest, limit=MAX_MANIFEST))
-            if (document.get("subject") or {}).get("digest") == str(subject):
-                found.append(digest)
-        return found
+        return [
+            digest
+            for digest in candidates
+            if subject_of(self.read_blob(digest, limit=MAX_MANIFEST)) == str(subject)
+        ]
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are, in order of index.json."""
-        for entry in self._entries():
-            tag = (entry.get("annotations") or {}).get(REF_NAME)
-            if tag:
-                yield str(tag)
+        return self._listing().tags()
 
     def has_blob(self, digest: Digest, /) -> bool:
         """Whether the blob is there already."""
@@ -178,21 +143,11 @@ class LayoutRepository:
         }
         if document.get("artifactType"):
             entry["artifactType"] = document["artifactType"]
-        if tag is not None:
-            entry["annotations"] = {REF_NAME: tag}
         with self._locked():
-            kept = [
-                one
-                for one in self._entries()
-                if not (tag and (one.get("annotations") or {}).get(REF_NAME) == tag)
-                and not (tag is None and one == entry)
-            ]
-            self._write_index([*kept, entry])
+            self._write_listing(self._listing().adding(entry, tag=tag))
 
-    def _write_index(self, entries: list[dict[str, Any]]) -> None:
-        document = {"schemaVersion": 2, "manifests": entries}
-        data = json.dumps(document, separators=(",", ":")).encode()
-        write_durably(self._path / "index.json", data, mode=0o644)
+    def _write_listing(self, listing: Listing) -> None:
+        write_durably(self._path / "index.json", listing.write(), mode=0o644)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -212,4 +167,4 @@ class LayoutRepository:
                 write_durably(
                     self._path / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}', mode=0o644
                 )
-                self._write_index([])
+                self._write_listing(Listing((), str(self._path)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from pagein.types import Buffer, ByteRange, Digest
 
@@ -68,6 +68,16 @@ class Repository(Protocol):
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are."""
+        ...
+
+
+@runtime_checkable
+class SingleImage(Protocol):
+    """A place that can be named without a tag, where it holds one image only."""
+
+    def only_reference(self) -> str | Digest:
+        """Return what to ask `Repository.manifest` for. Raises UsageError where there are
+        several, NotFoundError where there is none."""
         ...
 
 

@@ -1,13 +1,30 @@
-"""A stream that reaches its end only if digest and size are what they should be."""
+"""Bytes that are handed out only if digest and size are what they should be."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from pagein.errors import FormatError
 from pagein.types import Digest
+
+_PIECE: Final = 1 << 20
+
+
+def read_verified(stream: BinaryIO, digest: Digest, *, limit: int, place: str) -> bytes:
+    """Read a blob of at most ``limit`` bytes to its end. Raises FormatError."""
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"blob {digest} is larger than {limit} bytes", field="size")
+    if hashlib.sha256(data).hexdigest() != digest.hex:
+        raise FormatError(f"blob {digest} in {place} is damaged", field="digest")
+    return data
+
+
+def verified_reader(stream: BinaryIO, digest: Digest, size: int | None) -> BinaryIO:
+    """Wrap a blob's stream, for reads of any size; see `VerifiedStream`."""
+    return io.BufferedReader(VerifiedStream(stream, digest, size), _PIECE)
 
 
 class VerifiedStream(io.RawIOBase):
