@@ -1,1 +1,1 @@
-"""Policies: values in, plans out; no I/O, no clock."""
+"""Policy without I/O and without a clock: read-ahead, eviction, back-off, order of fetches."""

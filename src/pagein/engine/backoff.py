@@ -1,7 +1,7 @@
-"""How long to wait before a source is asked again: exponential, with full jitter.
+"""How long to wait before the next try: exponential, capped, with full jitter.
 
-Full jitter (a uniform share of the bound) spreads the retries of many nodes best; see "Exponential
-Backoff And Jitter", AWS Architecture Blog, 2015.
+Full jitter (a uniform draw from zero to the bound) spreads the clients of a registry that comes
+back best: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Bounds in seconds. ``first`` doubles with each try up to ``most``."""
+    """Bounds in seconds: ``first_s`` for the first wait, doubled each time up to ``longest_s``."""
 
-    first: float = 0.1
-    most: float = 5.0
+    first_s: float = 0.2
+    longest_s: float = 10.0
 
-    def delay(self, tries: int, jitter: float, retry_after: float | None) -> float:
-        """Return the wait after ``tries`` failed tries (from 1); ``jitter`` is from 0 to 1.
+    def __post_init__(self) -> None:
+        if not 0 <= self.first_s <= self.longest_s:
+            raise ValueError(f"not a back-off: {self.first_s} to {self.longest_s} seconds")
 
-        What the peer named in Retry-After is a floor: it is obeyed, never undercut.
+    def bound(self, failures: int) -> float:
+        """Return the longest wait after so many failures (1 or more), in seconds."""
+        # 2 ** 1024 is not a float; the cap is reached long before 2 ** 60.
+        return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
+
+    def delay(self, failures: int, draw: float, *, retry_after: float | None = None) -> float:
+        """Return the wait in seconds for a ``draw`` from [0, 1).
+
+        Never shorter than what the peer asked for; a peer that names a time gets the jitter on
+        top, so that its clients do not all come back at that very moment.
         """
-        bound = min(self.most, self.first * 2 ** min(tries - 1, 30))
-        return max(bound * jitter, retry_after or 0.0)
+        jitter = self.bound(failures) * draw
+        return jitter if retry_after is None else max(retry_after, 0.0) + jitter

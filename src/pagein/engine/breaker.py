@@ -1,38 +1,31 @@
-"""Whether a source is worth asking: closed (yes), open (not now), half-open (one try).
-
-A source that failed several times in a row is left alone for a while that doubles each time; then
-one request tries it. Times are seconds of any steady clock, and are passed in.
-"""
+"""Whether to ask a source that failed of late: the pure part of a circuit breaker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-THRESHOLD: Final = 3
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 60.0
+FIRST_REST_S: Final = 1.0
+LONGEST_REST_S: Final = 60.0
+"""A dead mirror costs one timeout a minute; one that came back is used within a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """The record of one source: failures in a row, and the time until which it is left alone."""
+    """How one source has done. ``rests_until`` is a time of the caller's clock, in seconds."""
 
     failures: int = 0
-    open_until: float = 0.0
+    rests_until: float = 0.0
 
     def allows(self, now: float) -> bool:
-        """Whether the source may be asked now."""
-        return now >= self.open_until
+        """Whether the source may be asked before others that are well."""
+        return now >= self.rests_until
 
-    def failed(self, now: float) -> Breaker:
-        """Return the record after one more failure."""
+    def failed(self, now: float, *, retry_after: float | None = None) -> Breaker:
+        """Return the state after a failure: a rest twice as long as the last one."""
         failures = self.failures + 1
-        if failures < THRESHOLD:
-            return Breaker(failures)
-        pause = min(FIRST_PAUSE_S * 2 ** min(failures - THRESHOLD, 10), LONGEST_PAUSE_S)
-        return Breaker(failures, now + pause)
+        rest = min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(failures - 1, 60))
+        return Breaker(failures, now + max(rest, min(retry_after or 0.0, LONGEST_REST_S)))
 
-    def succeeded(self) -> Breaker:
-        """Return the record after an answer."""
-        return Breaker()
+
+HEALTHY: Final = Breaker()

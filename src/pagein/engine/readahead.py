@@ -1,8 +1,10 @@
-"""Which sectors to fetch before they are asked for.
+"""What to fetch before it is asked for: forward reads grow a window of sectors, others get none.
 
-Reads that go forward through the device grow a window of sectors ahead of them: 1, 2, 4, 8. A read
-that continues no stream starts a new one and fetches nothing ahead, so random reads cost nothing.
-A few streams are followed at once, since several readers share the device.
+Rule 1. A read continues a stream if it starts at the stream's end, or at most `GAP` past it (blocks
+that the kernel had already). A re-read of what the stream has passed changes nothing.
+Rule 2. A stream earns its first sector after `EVIDENCE` bytes, and a doubled window with each
+sector that it enters.
+Rule 3. A read that continues no stream begins one, in the place of the stream used longest ago.
 """
 
 from __future__ import annotations
@@ -10,41 +12,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-STREAMS: Final = 16
-MOST_AHEAD: Final = 8
-"""Sectors of the largest window: 32 MiB of 4 MiB sectors, over 250 ms at 1 Gbit/s."""
+GAP: Final = 256 << 10
+EVIDENCE: Final = 512 << 10
+"""More than one read: the kernel's largest device read by default is 128 KiB, at most 1 MiB."""
+
+MAX_STREAMS: Final = 8
+MAX_WINDOW: Final = 8
+MAX_AHEAD: Final = 32 << 20
+"""Bytes: with larger sectors the window has fewer."""
 
 
 @dataclass(slots=True)
 class _Stream:
-    sector: int
-    window: int
-    ahead: int  # first sector that was not yet asked for
+    begin: int
+    end: int
+    window: int = 0
+    fetched: int = -1  # the last sector asked for
 
 
 class ReadAhead:
-    """Follows the streams of one device. Not thread-safe: the caller holds a lock."""
+    """Watches the reads of one device. Not safe for threads: the caller locks."""
 
-    def __init__(self, sectors: int) -> None:
+    def __init__(self, *, sector_size: int, sectors: int, max_window: int = MAX_WINDOW) -> None:
+        self._shift = sector_size.bit_length() - 1
         self._sectors = sectors
-        self._streams: list[_Stream] = []
+        self._max_window = max(1, min(max_window, MAX_AHEAD // sector_size))
+        self._streams: list[_Stream] = []  # last used first
 
-    def observe(self, sector: int) -> range:
-        """Note a read that ends in ``sector``; return the sectors to fetch ahead, maybe none."""
-        for place, stream in enumerate(self._streams):
-            if sector == stream.sector:
+    def observe(self, offset: int, length: int) -> range:
+        """Note a read (bytes); return the sector indexes to fetch now, nearest first."""
+        stop = offset + length
+        for position, stream in enumerate(self._streams):
+            if stream.end <= offset <= stream.end + GAP:
+                if position:
+                    self._streams.insert(0, self._streams.pop(position))
+                return self._advance(stream, stop)
+            if stream.begin <= offset < stream.end:
+                if stop > stream.end:
+                    return self._advance(stream, stop)
                 return range(0)
-            if stream.sector < sector <= max(stream.sector + 1, stream.ahead):
-                self._streams.append(self._streams.pop(place))
-                return self._advance(stream, sector)
-        self._streams.append(_Stream(sector, 0, sector + 1))
-        del self._streams[:-STREAMS]
+        self._streams.insert(0, _Stream(offset, stop))
+        del self._streams[MAX_STREAMS:]
         return range(0)
 
-    def _advance(self, stream: _Stream, sector: int) -> range:
-        stream.sector = sector
-        stream.window = min(MOST_AHEAD, stream.window * 2 or 1)
-        start = max(stream.ahead, sector + 1)
-        stop = min(sector + 1 + stream.window, self._sectors)
-        stream.ahead = max(start, stop)
-        return range(start, stop)
+    def _advance(self, stream: _Stream, stop: int) -> range:
+        was = (stream.end - 1) >> self._shift
+        stream.end = stop
+        here = (stop - 1) >> self._shift
+        if stream.window == 0:
+            if stop - stream.begin < EVIDENCE:
+                return range(0)
+            stream.window = 1
+        elif here > was:
+            stream.window = min(stream.window * 2, self._max_window)
+        first = max(here, stream.fetched) + 1
+        last = min(here + stream.window, self._sectors - 1)
+        if first > last:
+            return range(0)
+        stream.fetched = last
+        return range(first, last + 1)

@@ -1,4 +1,4 @@
-"""A sector cache in memory: for tests, and where there is no disk to write to."""
+"""A sector cache in anonymous memory files: for tests, and for a look inside with no disk."""
 
 from __future__ import annotations
 
@@ -7,59 +7,71 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from pagein.errors import NotFoundError
+from pagein.errors import CacheFullError, NotFoundError
 from pagein.events import Kind
+from pagein.store.atomic import write_all
 from pagein.store.source import OpenSector
 from pagein.types import Sector, SectorRef
 
 
 class MemoryCache:
-    """A `SectorCache` that holds the last ``sectors`` sectors. Safe to call from any thread."""
+    """Keeps the sectors used last, at most ``limit_bytes`` of them. Safe to use from any thread."""
 
-    def __init__(self, sectors: int) -> None:
-        self._most = sectors
+    def __init__(self, *, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._held: OrderedDict[str, OpenSector] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, Sector] = OrderedDict()
 
     def get(self, ref: SectorRef, /, *, kind: Kind = Kind.DEMAND) -> Sector:
-        """Return a sector held. Raises NotFoundError."""
+        """Return a sector. Raises NotFoundError when it is not held."""
         del kind
-        with self._lock:
-            found = self._held.get(ref.digest.hex)
-            if found is None:
-                raise NotFoundError(f"sector {ref.digest} is not in memory")
-            self._held.move_to_end(ref.digest.hex)
-        return found
+        file = self.open(ref)
+        if file is None:
+            raise NotFoundError(f"sector {ref.digest} is not in memory")
+        return Sector.verify(ref, os.pread(file.fd, file.size, 0))
 
     def put(self, sector: Sector, /) -> None:
-        """Keep a sector; the one that was used longest ago goes."""
+        """Keep a sector in the place of those used longest ago. Raises CacheFullError."""
+        size = len(sector.data)
+        if size > self._limit:
+            raise CacheFullError(
+                f"sector {sector.digest} is larger than the cache of {self._limit}"
+            )
+        descriptor = os.memfd_create("pagein-sector", os.MFD_CLOEXEC)
+        file = OpenSector(descriptor, size)
+        write_all(descriptor, sector.data)
         with self._lock:
-            self._held[sector.digest.hex] = sector
-            self._held.move_to_end(sector.digest.hex)
-            while len(self._held) > self._most:
-                self._held.popitem(last=False)
+            self._drop(sector.digest.hex)
+            while self._bytes + size > self._limit:
+                self._drop(next(iter(self._held)))
+            self._held[sector.digest.hex] = file
+            self._bytes += size
+
+    def _drop(self, name: str) -> None:
+        file = self._held.pop(name, None)
+        if file is not None:
+            self._bytes -= file.size
 
     def remove(self, ref: SectorRef, /) -> None:
-        """Forget the sector; absent is no error."""
+        """Forget a sector; absent is no error."""
         with self._lock:
-            self._held.pop(ref.digest.hex, None)
+            self._drop(ref.digest.hex)
 
     def refs(self) -> Iterator[str]:
         """Yield the hex digest of every sector held."""
         with self._lock:
-            return iter(list(self._held))
-
-    def peek(self, ref: SectorRef) -> OpenSector | None:
-        """Return None: nothing here is open."""
-        del ref
-        return None
+            names = list(self._held)
+        yield from names
 
     def open(self, ref: SectorRef, /) -> OpenSector | None:
-        """Return the sector as an anonymous file (memfd_create(2))."""
-        try:
-            sector = self.get(ref)
-        except NotFoundError:
-            return None
-        descriptor = os.memfd_create(ref.digest.hex[:16])
-        os.write(descriptor, sector.data)
-        return OpenSector(descriptor, len(sector.data))
+        """Return the sector as a file; None when it is not held."""
+        with self._lock:
+            file = self._held.get(ref.digest.hex)
+            if file is not None:
+                self._held.move_to_end(ref.digest.hex)
+        return file
+
+    def peek(self, ref: SectorRef, /) -> OpenSector | None:
+        """Return the sector as a file: all that is held was verified."""
+        return self.open(ref)

@@ -51,6 +51,14 @@ class FileSlice:
     offset: int
     length: int
 
+    def read(self) -> bytes | None:
+        """Return the bytes; None where the file is not what it was."""
+        try:
+            data = os.pread(self.file.fd, self.length, self.offset)
+        except OSError:
+            return None
+        return data if len(data) == self.length else None
+
 
 class SectorCache(SectorSource, Protocol):
     """A source that can be filled. A sector is wholly there or absent, also after a crash."""
@@ -73,4 +81,8 @@ class SectorCache(SectorSource, Protocol):
 
         The cache keeps a bounded set of open files; one that a caller holds stays readable.
         """
+        ...
+
+    def peek(self, ref: SectorRef, /) -> OpenSector | None:
+        """Like `open`, but quick: None also when the sector would have to be verified first."""
         ...
