@@ -19,7 +19,7 @@ def command() -> None:
 @click.pass_obj
 def du(settings: Settings, *, as_json: bool) -> None:
     """Show how much the cache holds, and its limit."""
-    usage = settings.node.cache().du()
+    usage = settings.images.node.cache().du()
     limit = settings.config.cache_bytes
     if as_json:
         show.as_json({"bytes": usage.bytes, "sectors": usage.sectors, "limit": limit})
@@ -32,7 +32,7 @@ def du(settings: Settings, *, as_json: bool) -> None:
 @click.pass_obj
 def list_sectors(settings: Settings, *, as_json: bool) -> None:
     """List the digest of every sector held."""
-    digests = sorted(settings.node.cache().refs())
+    digests = sorted(settings.images.node.cache().refs())
     if as_json:
         show.as_json([f"sha256:{digest}" for digest in digests])
         return
@@ -49,7 +49,7 @@ def prune(settings: Settings, target: str) -> None:
     """Drop sectors, the least useful first. Running containers fetch again what they need."""
     from pagein.daemon.config import parse_size
 
-    freed = settings.node.cache().prune(parse_size(target))
+    freed = settings.images.node.cache().prune(parse_size(target))
     click.echo(f"{show.size(freed)} freed")
 
 
@@ -57,6 +57,6 @@ def prune(settings: Settings, target: str) -> None:
 @click.pass_obj
 def verify(settings: Settings) -> int:
     """Hash every sector again, and drop those that are not what they were."""
-    checked, dropped = settings.node.cache().verify()
+    checked, dropped = settings.images.node.cache().verify()
     click.echo(f"{checked} sectors checked, {dropped} dropped")
     return 1 if dropped else 0

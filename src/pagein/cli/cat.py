@@ -25,7 +25,7 @@ def command(
     \b
     pagein cat registry:5000/app:v1 /etc/os-release
     """
-    with settings.node.files(reference, platform=platform) as files:
+    with settings.images.files(reference, platform=platform) as files:
         for path in paths:
             for piece in files.read(files.lookup(path)):
                 sys.stdout.buffer.write(piece)

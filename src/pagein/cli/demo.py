@@ -171,7 +171,7 @@ class _Demo:
         """Copy the user's image, so that both starts get it over the same link."""
         from pagein.types import ImageName
 
-        place, found = settings.node.resolve(ImageName.parse(image), None, want_artifact=False)
+        place, found = settings.images.resolve(ImageName.parse(image), None, want_artifact=False)
         if found.source is None:
             raise UsageError(f"{image} is a converted image", hint="name the one it was made from")
         manifest, scratch = found.source.manifest, self._folder / "blob"

@@ -19,7 +19,7 @@ def command(settings: Settings, reference: str, platform: str | None, *, as_json
     """Show the geometry of the converted image REF, its packs, and what a start-up will fetch."""
     from pagein.daemon.report import describe_image
 
-    facts = describe_image(settings.node.find(reference, platform=platform))
+    facts = describe_image(settings.images, settings.images.find(reference, platform=platform))
     if as_json:
         show.as_json(msgspec.to_builtins(facts))
         return

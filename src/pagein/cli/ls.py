@@ -87,7 +87,7 @@ def command(
     \b
     pagein ls -l registry:5000/app:v1 /usr/bin
     """
-    with settings.node.files(reference, platform=platform) as files:
+    with settings.images.files(reference, platform=platform) as files:
         inode = files.lookup(path)
         if inode.kind == 2:
             listed = [(n, i) for n, i in files.reader.iterdir(inode) if n not in (b".", b"..")]

@@ -35,10 +35,13 @@ def command(
     pagein mount registry:5000/app:v1 /mnt && ls /mnt/usr/lib && pagein umount /mnt
     """
     from pagein.daemon import mounts
-    from pagein.daemon.serve import MountOptions, serve_mount
+    from pagein.daemon.mount_server import MountOptions
+    from pagein.daemon.serve import serve_mount
 
     mounts.sweep(settings.paths)
     with show.progress("converting") as update:
-        found = settings.node.require(reference, platform=platform, progress=update, say=show.note)
+        found = settings.images.require(
+            reference, platform=platform, progress=update, say=show.note
+        )
     options = MountOptions(target=directory, backend=backend, writable=writable)
-    serve_mount(settings.node, found, options)
+    serve_mount(settings.images, found, options)

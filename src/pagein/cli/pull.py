@@ -23,7 +23,7 @@ def command(
     \b
     pagein pull --full registry:5000/app:v1
     """
-    node = settings.node
+    node = settings.images
     with show.progress("converting") as update:
         found = node.require(reference, platform=platform, progress=update, say=show.note)
     fetched = 0

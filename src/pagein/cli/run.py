@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from pagein.cli import show
 from pagein.cli.options import backend_option, platform_option
 from pagein.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from pagein.runtime.spec import RunOptions
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -39,12 +46,13 @@ from pagein.cli.settings import Settings
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     reference: str,
     arguments: tuple[str, ...],
     backend: str,
     platform: str | None,
     runtime: str | None,
-    **options: object,
+    **options: Any,
 ) -> int:
     """Run a command in a container from the image REF; the exit code is the command's.
 
@@ -57,13 +65,36 @@ def command(
     from pagein.daemon import mounts
     from pagein.daemon.containers import ContainerOptions, run_image
 
-    mounts.sweep(settings.paths)
     wanted = ContainerOptions(
-        arguments=arguments[1:] if arguments[:1] == ("--",) else arguments,
+        run=run_options(arguments, options),
+        keep=options["name"] is not None and not options["remove"],
         backend=backend,
         runtime=runtime,
-        **options,  # type: ignore[arg-type]
     )
+    mounts.sweep(settings.paths)
     with show.progress("converting") as update:
-        found = settings.node.require(reference, platform=platform, progress=update, say=show.note)
-    return run_image(settings.node, found, wanted)
+        found = settings.images.require(
+            reference, platform=platform, progress=update, say=show.note
+        )
+    return run_image(settings.images, found, wanted)
+
+
+def run_options(arguments: tuple[str, ...], options: dict[str, Any]) -> RunOptions:
+    """Turn the command line's words into values. Raises UsageError."""
+    from pagein.daemon.containers import container_name, wants_tty
+    from pagein.runtime.spec import RunOptions, Volume
+
+    here = str(Path.cwd())
+    entrypoint = options["entrypoint"]
+    return RunOptions(
+        name=container_name(options["name"]),
+        args=arguments[1:] if arguments[:1] == ("--",) else arguments,
+        entrypoint=None if entrypoint is None else tuple(shlex.split(entrypoint)),
+        env=options["env"],
+        volumes=tuple(Volume.parse(text, directory=here) for text in options["volumes"]),
+        workdir=options["workdir"],
+        user=options["user"],
+        hostname=options["hostname"],
+        net=options["net"],
+        tty=wants_tty(options["tty"]),
+    )

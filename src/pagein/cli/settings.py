@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pagein.daemon.config import Config
+    from pagein.daemon.images import Images
     from pagein.daemon.paths import Paths
-    from pagein.daemon.wiring import Node
 
 
 @dataclass
@@ -37,8 +37,9 @@ class Settings:
         return load_config(self.config_file, plain_http=self.plain_http)
 
     @cached_property
-    def node(self) -> Node:
-        """This machine as a place that images can be found, read and kept on."""
+    def images(self) -> Images:
+        """The images that this machine can start."""
+        from pagein.daemon.images import Images
         from pagein.daemon.wiring import Node
 
-        return Node(self.paths, self.config)
+        return Images(Node(self.paths, self.config))

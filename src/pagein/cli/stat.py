@@ -22,7 +22,7 @@ def command(
     settings: Settings, reference: str, path: str, platform: str | None, *, as_json: bool
 ) -> None:
     """Show what the image REF knows of the file PATH (a symlink itself, not what it points to)."""
-    with settings.node.files(reference, platform=platform) as files:
+    with settings.images.files(reference, platform=platform) as files:
         inode = files.lookup(path, follow=False)
         entry = describe(files, os.fsencode(path), inode)
         xattrs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -56,4 +57,4 @@ def command(settings: Settings, *, as_json: bool) -> None:
             show.duration(mount["miss_p99_s"]),
             str(mount["read_errors"]),
         )
-    Console(width=None if click.get_text_stream("stdout").isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
