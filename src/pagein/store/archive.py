@@ -56,9 +56,9 @@ class OciArchiveRepository:
             reference, media_type = Digest.parse(entry["digest"]), str(entry.get("mediaType") or "")
         return manifest_blob(reference, self.read_blob(reference, limit=MAX_MANIFEST), media_type)
 
-    def only_reference(self) -> Digest:
+    def only_manifest(self) -> ManifestBlob:
         """Return the one image of the archive. Raises UsageError where there are several."""
-        return self._listing.only()
+        return self.manifest(self._listing.only())
 
     @contextlib.contextmanager
     def _open(self, digest: Digest) -> Iterator[BinaryIO]:
@@ -187,14 +187,14 @@ class DockerArchiveRepository:
                 return image.manifest
         raise NotFoundError(f"no image {reference} in {self._tar.path}", hint=self._choices())
 
-    def only_reference(self) -> Digest:
+    def only_manifest(self) -> ManifestBlob:
         """Return the one image of the archive. Raises UsageError where there are several."""
         found = {image.manifest.digest for image in self._images}
         if not found:
             raise NotFoundError(f"{self._tar.path} holds no image")
         if len(found) > 1:
             raise UsageError(f"{self._tar.path} holds {len(found)} images", hint=self._choices())
-        return found.pop()
+        return self.manifest(found.pop())
 
     def _choices(self) -> str:
         return f"its tags are: {', '.join(self.tags()) or 'none'}"

@@ -62,9 +62,9 @@ class LayoutRepository:
         data = self.read_blob(digest, limit=MAX_MANIFEST)
         return manifest_blob(digest, data, str(entry.get("mediaType") or ""))
 
-    def only_reference(self) -> Digest:
+    def only_manifest(self) -> ManifestBlob:
         """Return the one image of a layout that is named without a tag. Raises UsageError."""
-        return self._listing().only()
+        return self.manifest(self._listing().only())
 
     def _open(self, digest: Digest) -> BinaryIO:
         try:

@@ -75,9 +75,9 @@ class Repository(Protocol):
 class SingleImage(Protocol):
     """A place that can be named without a tag, where it holds one image only."""
 
-    def only_reference(self) -> str | Digest:
-        """Return what to ask `Repository.manifest` for. Raises UsageError where there are
-        several, NotFoundError where there is none."""
+    def only_manifest(self) -> ManifestBlob:
+        """Return its manifest. Raises UsageError where there are several, NotFoundError for
+        none."""
         ...
 
 
