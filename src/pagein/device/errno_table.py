@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from pagein.errors import DeviceError, PageinError, UsageError
+from pagein.errors import PageinError, UsageError
 
 _TABLE: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (UsageError, errno.EINVAL),
@@ -20,6 +20,4 @@ _TABLE: Final[tuple[tuple[type[BaseException], int], ...]] = (
 
 def errno_of(error: BaseException) -> int:
     """Return the error number for an exception; EIO for whatever is not in the table."""
-    if isinstance(error, DeviceError):
-        return error.errno
     return next((number for kind, number in _TABLE if isinstance(error, kind)), errno.EIO)

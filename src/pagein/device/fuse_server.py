@@ -1,38 +1,42 @@
 """Answers the kernel's requests for one device file.
 
-Rule 1. The reader thread never waits for a source: what needs a wait goes to the pool.
+Rule 1. A reader thread never waits for a source, nor, if it can help it, for the disk: what needs a
+wait goes to the pool.
 Rule 2. The reply to a miss is written by the thread that has the bytes.
 Rule 3. No exception leaves a request without a reply: an unanswered read hangs everything on the
 mount. What cannot be answered is answered with an error number.
+Rule 4. The descriptor is closed when no thread uses it any more, so that its number cannot be
+another file's under a late reply.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import os
+import select
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from pagein.device.block import BlockImage
-from pagein.device.errno_table import errno_of
-from pagein.device.mount import MS_NOSUID, MS_RDONLY, mount
+from pagein.device.fuse_replies import GONE, UNWANTED, Replies
+from pagein.device.mount import MS_NODEV, MS_NOSUID, MS_RDONLY, mount
+from pagein.device.splice import SplicePipe, is_resident
 from pagein.errors import DeviceError, FormatError
-from pagein.events import DeviceRead, DeviceReadFailed, Observer, ignore
+from pagein.events import DeviceRead, Observer, ignore
 from pagein.store.source import FileSlice
-from pagein.types import Buffer
 from pagein.wire import fuse
 
 DEMAND_THREADS: Final = 64
-"""Reads that may wait at once: the kernel queues what goes beyond it (``max_background``)."""
+"""Reads that may wait for a source at once; more of them queue up here, and hold up no hit."""
 
-_SPLICE_FROM: Final = 4096
-_PIPE_SIZE: Final = 1 << 20  # F_SETPIPE_SZ above /proc/sys/fs/pipe-max-size fails even for root
-_GONE: Final = frozenset({errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
-_AGAIN: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
+READER_THREADS: Final = 1
+
+SPLICE_FROM: Final = 4096
 
 
 def open_fuse_device() -> int:
@@ -48,13 +52,20 @@ def open_fuse_device() -> int:
 
 
 def mount_fuse_file(descriptor: int, path: Path) -> None:
-    """Mount the connection on a regular file: the file then *is* the device."""
+    """Mount the connection on a regular file: the file then *is* the device. Raises DeviceError.
+
+    Returns before anything has been served; whoever opens the file waits for the server.
+    """
     options = f"fd={descriptor},rootmode=100400,user_id=0,group_id=0,allow_other"
-    mount("pagein", path, "fuse.pagein", MS_RDONLY | MS_NOSUID, options)
+    mount("pagein", path, "fuse.pagein", MS_RDONLY | MS_NOSUID | MS_NODEV, options)
 
 
 class FuseServer:
-    """Serves one image on one ``/dev/fuse`` descriptor, which it owns from now on."""
+    """Serves one image on one ``/dev/fuse`` descriptor, which it owns from now on.
+
+    It starts no thread before `serve`. ``on_last_release`` is called by a reader thread, and must
+    not block, each time the last open file of the device was closed.
+    """
 
     def __init__(
         self,
@@ -63,171 +74,175 @@ class FuseServer:
         *,
         observer: Observer = ignore,
         demand_threads: int = DEMAND_THREADS,
+        reader_threads: int = READER_THREADS,
         splice: bool = True,
+        on_last_release: Callable[[], None] | None = None,
     ) -> None:
-        self._descriptor = descriptor
-        self._image = image
-        self._observer = observer
+        self.descriptor = descriptor
+        self.image = image
+        self.replies = Replies(descriptor, image, observer)
         self._demand_threads = demand_threads
+        self._reader_threads = reader_threads
         self._splice = splice
-        self._closed = threading.Event()
+        self._on_last_release = on_last_release
+        self._lock = threading.Lock()
+        self._open_files = 0
+        self.stopping = False
+        self._wake: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def serve(self) -> None:
-        """Answer requests until the file system is gone; then close the descriptor."""
-        pipe = _Pipe() if self._splice else None
-        pool = ThreadPoolExecutor(self._demand_threads, thread_name_prefix="demand")
-        try:
-            self._loop(pipe, pool)
-        finally:
-            self._closed.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            if pipe is not None:
-                pipe.close()
-            os.close(self._descriptor)
+        """Answer requests until the file system is gone or `stop`; then close the descriptor.
 
-    def _loop(self, pipe: _Pipe | None, pool: ThreadPoolExecutor) -> None:
-        buffer = memoryview(bytearray(fuse.REQUEST_SIZE))
-        while True:
-            try:
-                length = os.readv(self._descriptor, [buffer])
-            except OSError as error:
-                if error.errno in _AGAIN:
-                    continue
-                if error.errno in _GONE:
-                    return
-                raise
-            request = buffer[:length]
-            try:
-                header = fuse.parse_header(request)
-            except FormatError:
-                continue  # not even a number to answer to; the kernel never sends this
-            self._dispatch(header, request, pipe, pool)
-
-    def _dispatch(
-        self,
-        header: fuse.Header,
-        request: memoryview,
-        pipe: _Pipe | None,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        try:
-            if header.opcode == fuse.Opcode.READ:
-                self._read(header.unique, fuse.parse_read(request), pipe, pool)
-                return
-            answer = fuse.answer(
-                header, request, size=self._image.size, max_background=self._demand_threads
-            )
-        except BaseException as error:  # rule 3
-            self._fail(header.unique, 0, 0, error)
-            return
-        if answer is not None:
-            self._write([answer])
-
-    def _read(
-        self, unique: int, read: fuse.ReadRequest, pipe: _Pipe | None, pool: ThreadPoolExecutor
-    ) -> None:
-        began = time.perf_counter()
-        length = max(0, min(read.size, self._image.size - read.offset, fuse.MAX_READ))
-        if length == 0:
-            self._write([fuse.reply(unique)])
-            return
-        local = self._image.peek(read.offset, length)
-        if local is None:
-            pool.submit(self._answer_miss, unique, read.offset, length, began)
-            return
-        if not isinstance(local, FileSlice):
-            self._reply(unique, local)
-        elif not self._reply_from_file(unique, local, pipe):
-            pool.submit(self._answer_miss, unique, read.offset, length, began)
-            return
-        self._observer(DeviceRead(read.offset, length, time.perf_counter() - began, hit=True))
-
-    def _answer_miss(self, unique: int, offset: int, length: int, began: float) -> None:
-        try:
-            data = self._image.pread(offset, length)
-            self._reply(unique, data)
-            seconds = time.perf_counter() - began
-            self._observer(DeviceRead(offset, length, seconds, hit=False))
-        except BaseException as error:  # rule 3
-            self._fail(unique, offset, length, error)
-
-    def _fail(self, unique: int, offset: int, length: int, error: BaseException) -> None:
-        number = errno_of(error)
-        self._write([fuse.reply_error(unique, number)])
-        self._observer(DeviceReadFailed(offset, length, number, f"{type(error).__name__}: {error}"))
-
-    def _reply(self, unique: int, data: Buffer) -> None:
-        self._write([fuse.reply_header(unique, len(data)), data])
-
-    def _reply_from_file(self, unique: int, piece: FileSlice, pipe: _Pipe | None) -> bool:
-        """Reply with bytes of a cached sector; False, and no reply, where they cannot be read."""
-        if pipe is None or piece.length < _SPLICE_FROM or piece.length + 4096 > _PIPE_SIZE:
-            try:
-                data = os.pread(piece.file.fd, piece.length, piece.offset)
-            except OSError:
-                return False
-            if len(data) != piece.length:
-                return False
-            self._reply(unique, data)
-            return True
-        return pipe.send(fuse.reply_header(unique, piece.length), piece, self._descriptor)
-
-    def _write(self, parts: list[Buffer]) -> None:
-        """Write one reply. A request that was interrupted, or a mount that went, wants none."""
-        try:
-            os.writev(self._descriptor, parts)
-        except OSError as error:
-            if error.errno not in _GONE | _AGAIN:
-                raise
-
-
-class _Pipe:
-    """Moves pages from a file to the kernel without copying: 3.7 GB/s instead of 2.5 (measured)."""
-
-    def __init__(self) -> None:
-        self._open()
-
-    def _open(self) -> None:
-        self._out, self._in = os.pipe()
-        fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-
-    def send(self, head: bytes, piece: FileSlice, descriptor: int) -> bool:
-        """Write ``head`` and the slice as one message to ``descriptor``.
-
-        False where the slice could not be read: then nothing was sent. What is left in the pipe
-        would spoil the next message, so the pipe is then replaced.
+        With the last descriptor of the connection go the reads that still wait: they fail.
         """
+        pool = ThreadPoolExecutor(self._demand_threads, thread_name_prefix="demand")
+        os.set_blocking(self.descriptor, False)
+        others = [
+            threading.Thread(target=self._run_reader, args=(pool,), name="fuse-reader")
+            for _ in range(self._reader_threads - 1)
+        ]
         try:
-            os.write(self._in, head)
-            filled = self._fill(piece)
-        except OSError:
-            filled = False
-        if not filled:
-            self._replace()
-            return False
-        try:
-            os.splice(self._out, descriptor, len(head) + piece.length)
-        except OSError as error:
-            self._replace()
-            if error.errno not in _GONE | _AGAIN:
-                raise
-        return True
+            for thread in others:
+                thread.start()
+            self._run_reader(pool)
+        finally:
+            self.stop()
+            for thread in others:
+                if thread.ident is not None:
+                    thread.join()
+            pool.shutdown(wait=True, cancel_futures=True)
+            self.close()
 
-    def _fill(self, piece: FileSlice) -> bool:
-        left, offset = piece.length, piece.offset
-        while left:
-            moved = os.splice(piece.file.fd, self._in, left, offset_src=offset)
-            if moved == 0:
-                return False
-            left -= moved
-            offset += moved
-        return True
-
-    def _replace(self) -> None:
-        self.close()
-        self._open()
+    def stop(self) -> None:
+        """Make `serve` return once the reads that wait for a source have ended. Idempotent."""
+        with self._lock:
+            self.stopping = True
+            if self._wake is not None:
+                os.eventfd_write(self._wake, 1)  # never read, so that every reader sees it
 
     def close(self) -> None:
-        """Close both ends."""
-        os.close(self._in)
-        os.close(self._out)
+        """Close the descriptor of a server that does not serve. Idempotent."""
+        with self._lock:
+            if self._wake is not None:
+                os.close(self._wake)
+                os.close(self.descriptor)
+                self._wake = None
+
+    def _run_reader(self, pool: ThreadPoolExecutor) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.stop)  # one reader that ends, for whatever reason, ends all
+            pipe = None
+            if self._splice:
+                with contextlib.suppress(OSError):  # out of descriptors: replies are copied then
+                    pipe = stack.enter_context(contextlib.closing(SplicePipe()))
+            _Reader(self, pool, pipe).run()
+
+    def poll(self) -> select.poll:
+        """Return what wakes a reader: a request, the end of the mount, or `stop`."""
+        assert self._wake is not None
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        return poll
+
+    def answer(self, header: fuse.Header, request: memoryview) -> None:
+        """Answer a request that is no read. Does not block."""
+        answer = fuse.answer(header, request, size=self.image.size)
+        if header.opcode == fuse.Opcode.OPEN:
+            with self._lock:
+                self._open_files += 1
+        if answer is not None:
+            self.replies.write([answer])
+        if header.opcode == fuse.Opcode.RELEASE:
+            with self._lock:
+                self._open_files -= 1
+                last = self._open_files == 0
+            if last and self._on_last_release is not None:
+                self._on_last_release()
+
+
+class _Reader:
+    """One reader thread: its buffer, its pipe, and the loop."""
+
+    def __init__(
+        self, server: FuseServer, pool: ThreadPoolExecutor, pipe: SplicePipe | None
+    ) -> None:
+        self._server = server
+        self._pool = pool
+        self._pipe = pipe
+        self._descriptor = server.descriptor
+        self._image = server.image
+        self._replies = server.replies
+
+    def run(self) -> None:
+        """Read and answer requests until the file system is gone or the server stops."""
+        buffer = memoryview(bytearray(fuse.REQUEST_SIZE))
+        waiting = self._server.poll()
+        while not self._server.stopping:
+            try:
+                length = os.readv(self._descriptor, [buffer])
+            except BlockingIOError:
+                waiting.poll()
+                continue
+            except OSError as error:
+                if error.errno in GONE:
+                    return
+                if error.errno in UNWANTED:  # given up between queue and copy
+                    continue
+                raise
+            self._dispatch(buffer[:length])
+
+    def _dispatch(self, request: memoryview) -> None:
+        try:
+            header = fuse.parse_header(request)
+        except FormatError:
+            return  # not even a number to answer to; the kernel never sends this
+        offset = length = 0
+        try:
+            if header.opcode != fuse.Opcode.READ:
+                self._server.answer(header, request)
+                return
+            read = fuse.parse_read(request)
+            offset, length = read.offset, self._clip(read)
+            self._read(header.unique, offset, length)
+        except BaseException as error:  # rule 3
+            self._replies.fail(header.unique, offset, length, error)
+
+    def _clip(self, read: fuse.ReadRequest) -> int:
+        return max(0, min(read.size, self._image.size - read.offset, fuse.MAX_READ))
+
+    def _read(self, unique: int, offset: int, length: int) -> None:
+        began = time.perf_counter()
+        replies = self._replies
+        if length == 0:
+            replies.write([fuse.reply(unique)])
+            return
+        found = self._image.peek(offset, length)
+        if isinstance(found, FileSlice):
+            if not is_resident(found):
+                self._pool.submit(replies.answer_from_disk, unique, offset, found, began)
+                return
+            if not self._reply_from_file(unique, found):
+                found = None
+        elif found is not None:
+            replies.reply(unique, found, length)
+        if found is None:
+            self._pool.submit(replies.answer_miss, unique, offset, length, began)
+            return
+        replies.tell(DeviceRead(offset, length, time.perf_counter() - began, hit=True))
+
+    def _reply_from_file(self, unique: int, piece: FileSlice) -> bool:
+        """Reply with bytes of a cached sector; False, and no reply, where they cannot be read."""
+        if self._pipe is None or piece.length < SPLICE_FROM or not self._pipe.fits(piece):
+            data = piece.read()
+            if data is None:
+                return False
+            self._replies.reply(unique, data, piece.length)
+            return True
+        try:
+            head = fuse.reply_header(unique, piece.length)
+            return self._pipe.send(head, piece, self._descriptor)
+        except OSError as error:
+            if error.errno not in UNWANTED:
+                raise
+            return True

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ _HINTS: Final = {
     errno.EPERM: "mounting needs root",
     errno.ENODEV: "this kernel lacks that file system; pagein doctor says more",
     errno.EBUSY: "something still uses it; close it, or detach it with --force",
+    errno.ENOTBLK: "EROFS on a file needs kernel 6.12; use --backend loop",
 }
 
 
@@ -54,33 +55,49 @@ def mount(source: str, target: Path, kind: str, flags: int, options: str) -> Non
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Call umount2(2); ``lazy`` detaches a tree that is in use. Raises DeviceError."""
+    """Call umount2(2); ``lazy`` detaches a tree that is in use. Raises DeviceError.
+
+    What is detached lives on for as long as something has it open.
+    """
     if _libc.umount2(os.fsencode(target), MNT_DETACH if lazy else 0) != 0:
         raise _fail(f"unmount {target}")
 
 
 def mount_erofs(
-    metadata: Path, target: Path, devices: list[Path], *, read_ahead_kb: int | None = None
+    metadata: Path, target: Path, devices: Sequence[Path], *, read_ahead_kb: int | None = None
 ) -> None:
-    """Mount a split image: its metadata file, and a device for each part that is not empty.
+    """Mount a split image: its metadata, and a device for each part that is not empty, in order.
 
-    A container's root needs its device nodes and set-user-id programs, so neither is switched off.
-    ``read_ahead_kb`` is set before anyone can open a file: the kernel copies it at each open.
+    Each may be a regular file (kernel 6.12 with EROFS_FS_BACKED_BY_FILE; else DeviceError with
+    ENOTBLK) or a block device. A container's root needs its device nodes and set-user-id programs,
+    as on overlayfs, so neither is switched off. ``read_ahead_kb`` is set before anyone can have
+    opened a file: the kernel copies it at each open.
     """
     options = ",".join(f"device={_plain(device)}" for device in devices)
     with _new_bdis() as new:
         mount(str(metadata), target, "erofs", MS_RDONLY, options)
-    if read_ahead_kb is not None:
-        for name in new:
+    if read_ahead_kb is None:
+        return
+    try:
+        for name in new or [_block_bdi(target)]:
             _set_read_ahead(name, read_ahead_kb)
+    except BaseException:
+        unmount(target)
+        raise
+
+
+def _block_bdi(target: Path) -> str:
+    """Name the backing device of a mount on a block device: the block device's own."""
+    number = target.stat().st_dev
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 @contextlib.contextmanager
 def _new_bdis() -> Iterator[list[str]]:
     """Yield a list that holds, afterwards, the backing devices that EROFS made meanwhile.
 
-    The kernel names them erofs-1, erofs-2, ... and says nowhere to which mount they belong, so one
-    process at a time looks at what its mount(2) adds.
+    On regular files the kernel names them erofs-1, erofs-2, ... and says nowhere to which mount
+    they belong, so one process at a time looks at what its mount(2) adds.
     """
     found: list[str] = []
     folder = os.open(_BDI, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

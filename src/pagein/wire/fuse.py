@@ -1,8 +1,12 @@
-"""The FUSE kernel protocol for one read-only regular file (linux/fuse.h, protocol 7.31 to 7.45).
+"""The FUSE kernel protocol for one read-only regular file (include/uapi/linux/fuse.h, 7.31 on).
 
 Rule 1. Pure: bytes in, values out, and back. Whoever owns the descriptor reads and writes.
 Rule 2. The file is node 1, the root of the mount itself, so there is nothing to look up.
-Rule 3. An opcode that we do not know is answered with ENOSYS: the kernel then stops asking.
+Rule 3. What we have nothing to say about is answered with ENOSYS. For FLUSH, FSYNC, ACCESS, LSEEK,
+GETXATTR, LISTXATTR and POLL the kernel then does the obvious thing by itself, and never asks again;
+IOCTL becomes ENOTTY.
+Rule 4. A reply carries the request's unique number untouched, also when it is marked as resent, and
+goes to the descriptor that the request was read from (a clone has a queue of its own).
 """
 
 from __future__ import annotations
@@ -18,13 +22,18 @@ from pagein.types import BLOCK_SIZE
 
 ROOT_ID: Final = 1
 KERNEL_MAJOR: Final = 7
-KERNEL_MINOR: Final = 38
+KERNEL_MINOR: Final = 40  # the one that brought HAS_RESEND
 MIN_MINOR: Final = 31
 MAX_READ: Final = 1 << 20
 """Bytes of the largest read: 256 pages, what FUSE_MAX_PAGES allows without a sysctl."""
 
+MAX_BACKGROUND: Final = 512
+"""Direct reads that the kernel hands over before it holds back further ones. Far more than there
+are threads that wait, so that reads of what is here do not queue behind reads that are not."""
+
 REQUEST_SIZE: Final = 8192 + 4096
-"""Buffer for one request: the kernel refuses to hand one over to less than 8 KiB."""
+"""Buffer for one request: the kernel refuses to hand one over to less than 8 KiB
+(FUSE_MIN_READ_BUFFER), and none of ours comes near it."""
 
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen pad
 OUT_HEADER: Final = struct.Struct("<IiQ")  # len error unique
@@ -41,34 +50,47 @@ NOTIFY_RESEND: Final = 7
 """Ask the kernel to send again what a dead server left unanswered (kernel 6.9)."""
 
 RESENT: Final = 1 << 63
-"""Set in the unique number of a request that is sent again."""
+"""Set in the unique number of a request that is sent again (FUSE_UNIQUE_RESEND)."""
 
 _FILE_MODE: Final = 0o100400
 
 
 class Opcode(IntEnum):
-    """Requests that one file can get."""
+    """Requests that a regular file can get."""
 
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
     FSYNC = 20
+    SETXATTR = 21
     GETXATTR = 22
     LISTXATTR = 23
+    REMOVEXATTR = 24
     FLUSH = 25
     INIT = 26
     ACCESS = 34
     INTERRUPT = 36
+    BMAP = 37
     DESTROY = 38
+    IOCTL = 39
+    POLL = 40
     BATCH_FORGET = 42
+    FALLOCATE = 43
     LSEEK = 46
+    STATX = 52
 
 
 UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
-"""Requests that get no reply."""
+"""Requests that get no reply. A read that was interrupted is answered like any other."""
+
+_REFUSED: Final = frozenset(
+    {Opcode.SETATTR, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.FALLOCATE}
+)
 
 
 class InitFlag(IntFlag):
@@ -141,11 +163,14 @@ def parse_read(data: memoryview) -> ReadRequest:
 
 
 def parse_init(data: memoryview) -> InitRequest:
-    """Read the body of an INIT request. Raises FormatError for a kernel that is too old."""
+    """Read the body of an INIT request. Raises FormatError for a kernel that is too old.
+
+    A newer major version is no error: the kernel asks again once it is told ours.
+    """
     if len(data) < IN_HEADER.size + _INIT_IN.size:
         raise FormatError("a FUSE init request is too short", field="len")
     major, minor, readahead, flags = _INIT_IN.unpack_from(data, IN_HEADER.size)
-    if major != KERNEL_MAJOR or minor < MIN_MINOR:
+    if (major, minor) < (KERNEL_MAJOR, MIN_MINOR):
         raise FormatError(f"FUSE protocol {major}.{minor}; 7.{MIN_MINOR} is needed", field="minor")
     flags2_at = IN_HEADER.size + _INIT_IN.size
     if flags & InitFlag.INIT_EXT and len(data) >= flags2_at + 4:
@@ -168,16 +193,17 @@ def reply_error(unique: int, number: int) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
 
 
-def reply_init(unique: int, request: InitRequest, *, max_background: int) -> bytes:
+def reply_init(unique: int, request: InitRequest) -> bytes:
     """Agree on the features that both sides have."""
     flags = int(request.flags & WANTED)
+    minor = KERNEL_MINOR if request.major > KERNEL_MAJOR else min(KERNEL_MINOR, request.minor)
     body = _INIT_OUT.pack(
         KERNEL_MAJOR,
-        min(KERNEL_MINOR, request.minor),
+        minor,
         request.max_readahead,
         flags & 0xFFFFFFFF,
-        max_background,
-        max_background * 3 // 4,
+        MAX_BACKGROUND,
+        MAX_BACKGROUND * 3 // 4,
         BLOCK_SIZE,  # max_write: nothing is ever written
         1,  # time_gran
         MAX_READ // BLOCK_SIZE,
@@ -216,19 +242,24 @@ def notify_resend() -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
 
 
-def answer(header: Header, data: memoryview, *, size: int, max_background: int) -> bytes | None:
-    """Answer every request but READ. None: this request gets no reply."""
+def answer(header: Header, data: memoryview, *, size: int) -> bytes | None:
+    """Answer every request but READ about a file of ``size`` bytes. None: it gets no reply.
+
+    Raises FormatError for an INIT that cannot be read.
+    """
     match header.opcode:
         case Opcode.INIT:
-            return reply_init(header.unique, parse_init(data), max_background=max_background)
+            return reply_init(header.unique, parse_init(data))
         case Opcode.GETATTR:
             return reply_getattr(header.unique, size)
         case Opcode.OPEN:
             return reply_open(header.unique)
         case Opcode.STATFS:
             return reply_statfs(header.unique, size)
-        case Opcode.RELEASE | Opcode.FLUSH | Opcode.FSYNC | Opcode.ACCESS | Opcode.DESTROY:
+        case Opcode.RELEASE | Opcode.DESTROY:
             return reply(header.unique)
         case opcode if opcode in UNANSWERED:
             return None
+        case opcode if opcode in _REFUSED:
+            return reply_error(header.unique, errno.EROFS)
     return reply_error(header.unique, errno.ENOSYS)
