@@ -16,6 +16,7 @@ from typing import Any
 
 from pagein.daemon.control import ControlServer
 from pagein.daemon.images import FoundImage, Images
+from pagein.daemon.log import ProblemLog
 from pagein.daemon.mounts import MountFolder, MountRecord
 from pagein.daemon.stats import MountStats
 from pagein.device.block import BlockImage, PartImage
@@ -23,6 +24,7 @@ from pagein.device.fuse_server import FuseServer, mount_fuse_file, open_fuse_dev
 from pagein.device.loop import attach_loop
 from pagein.device.mount import is_mount_point, mount_erofs, mount_overlay, unmount
 from pagein.errors import DeviceError
+from pagein.events import Event
 
 LOOP_NEEDED = frozenset({errno.ENOTBLK, errno.ENODEV, errno.EINVAL})
 """What mount(2) of EROFS on a file answers where the kernel wants a block device (< 6.12)."""
@@ -53,6 +55,7 @@ class MountServer:
         self._folder = folder
         self._target = options.target or folder.path / "rootfs"
         self._stats = MountStats()
+        self._log = ProblemLog()
         self._servers: list[threading.Thread] = []
         self._backend = options.backend
 
@@ -60,7 +63,7 @@ class MountServer:
         """Mount, call ``ready``, and serve until the tree is unmounted. Raises DeviceError."""
         metadata = self._images.metadata_file(self._found)
         with self._images.node.read_path(
-            self._found.index, self._found.repositories, self._stats.observe
+            self._found.index, self._found.repositories, self._observe
         ) as path:
             try:
                 self._mount(metadata, self._attach(path.image))
@@ -75,6 +78,10 @@ class MountServer:
                     server.join()
         self._clear()
 
+    def _observe(self, event: Event) -> None:
+        self._stats.observe(event)
+        self._log.observe(event)
+
     def _attach(self, body: BlockImage) -> list[Path]:
         """Serve each part of the body that is not empty as a file; return the files in order."""
         index = self._found.index
@@ -87,10 +94,12 @@ class MountServer:
         path.touch(mode=0o600)
         descriptor = open_fuse_device()
         mount_fuse_file(descriptor, path)
-        server = FuseServer(descriptor, image, observer=self._stats.observe)
+        server = FuseServer(descriptor, image, observer=self._observe)
         thread = threading.Thread(target=server.serve, name=f"fuse-{name}")
         thread.start()
         self._servers.append(thread)
+        # The kernel takes the file for empty until it has asked for its size, and EROFS never asks.
+        path.stat()
         return path
 
     def _mount(self, metadata: Path, devices: list[Path]) -> None:
