@@ -1,7 +1,7 @@
 """The log of a serving process: one line a problem, never one a read.
 
-A problem that repeats is written at its 1st, 2nd, 4th, 8th ... time, so that a registry that is away
-for an hour fills no disk.
+A problem that repeats is written at its 1st, 2nd, 4th, 8th ... time, so that a registry that is
+away for an hour fills no disk.
 """
 
 from __future__ import annotations
