@@ -63,6 +63,11 @@ class ErofsReader:
         if self.root.kind is not NodeKind.DIRECTORY:
             raise FormatError("the root inode is not a directory", field="root")
 
+    @property
+    def inodes(self) -> int:
+        """How many inodes the superblock says there are."""
+        return self._superblock.inodes
+
     def inode(self, nid: int) -> Inode:
         """Return the inode with number ``nid``. FormatError if there is none."""
         return parse_inode(self._metadata, nid, first_offset=self._first_inode)
