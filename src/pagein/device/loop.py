@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pagein.device.mount import learn_size
 from pagein.errors import DeviceError
 
 _LOOP_CTL_GET_FREE: Final = 0x4C82
@@ -51,6 +52,7 @@ def attach_loop(file: Path) -> Iterator[Path]:
 
 
 def _attach(file: Path) -> tuple[Path, int]:
+    learn_size(file)
     backing = control = -1
     try:
         backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

@@ -73,6 +73,8 @@ def mount_erofs(
     as on overlayfs, so neither is switched off. ``read_ahead_kb`` is set before anyone can have
     opened a file: the kernel copies it at each open.
     """
+    for path in (metadata, *devices):
+        learn_size(path)
     options = ",".join(f"device={_plain(device)}" for device in devices)
     with _new_bdis() as new:
         mount(str(metadata), target, "erofs", MS_RDONLY, options)
@@ -84,6 +86,19 @@ def mount_erofs(
     except BaseException:
         unmount(target)
         raise
+
+
+def learn_size(path: Path) -> None:
+    """Have the kernel ask for the size of a device file. Raises DeviceError.
+
+    It takes the root of a FUSE mount for empty until somebody asks (GETATTR), and a direct read of
+    an empty file ends at once: EROFS then answers every read of data with EIO.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise DeviceError(f"cannot use {path}: {os.strerror(number)}", errno=number) from None
 
 
 def _block_bdi(target: Path) -> str:
