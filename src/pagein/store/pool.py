@@ -122,6 +122,7 @@ class FetchPool:
                 with self._changed:
                     self._queue.ended(ticket)
                     self._changed.notify_all()
+            del ticket  # an idle thread must not hold on to a sector
 
     def _next(self) -> Ticket | None:
         """Wait for a fetch to start; None: this thread has nothing to do and ends."""

@@ -98,6 +98,9 @@ class SingleFlightSource:
         with self._lock:  # `begin` holds it until the ticket is there
             if flight.ticket is not None:
                 flight.kind = flight.ticket.kind  # promoted while it waited
+                # The ticket refers to this call, hence to the flight: a circle that would keep
+                # 4 MiB until the garbage collector comes by.
+                flight.ticket = None
         try:
             flight.sector = self._upstream.get(flight.ref, kind=flight.kind)
         except BaseException as error:  # whoever waits must hear of it, whatever it is
@@ -110,6 +113,7 @@ class SingleFlightSource:
             f"sector {flight.ref.digest} is no longer fetched: the image is being closed"
         )
         flight.kind = Kind.DEMAND  # nobody should try again
+        flight.ticket = None
         self._land(flight)
 
     def _land(self, flight: Flight) -> None:
@@ -124,5 +128,6 @@ class SingleFlightSource:
     def _abandon(self, flight: Flight) -> None:
         """Let the next read start afresh: this fetch may hang on a dead connection for long."""
         self._forget(flight)
-        if flight.ticket is not None and self._pool.discard(flight.ticket):
+        ticket = flight.ticket
+        if ticket is not None and self._pool.discard(ticket):
             self._give_up(flight)
