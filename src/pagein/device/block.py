@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from pagein.store.source import FileSlice
@@ -28,21 +27,56 @@ class BlockImage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """A device node that the kernel can open. ``path`` is a regular file (fuse) or /dev/loopN
-    (loop)."""
+class PartImage:
+    """``size`` bytes from ``start`` of another image, as an image of their own."""
 
-    path: Path
+    whole: BlockImage
+    start: int
     size: int
 
+    def pread(self, offset: int, length: int, /) -> Buffer:
+        """Return exactly ``length`` bytes; may wait for a source."""
+        return self.whole.pread(self.start + offset, length)
 
-class BlockDevice(Protocol):
-    """Shows an image to the kernel. `attach` returns once the node can be opened."""
+    def peek(self, offset: int, length: int, /) -> Buffer | FileSlice | None:
+        """Return the bytes if that needs no wait for a source; else None."""
+        return self.whole.peek(self.start + offset, length)
 
-    def attach(self, image: BlockImage, /) -> Attachment:
-        """Make the device node. Raises DeviceError."""
-        ...
 
-    def detach(self, attachment: Attachment, /) -> None:
-        """Take it away again; idempotent."""
-        ...
+@dataclass(frozen=True, slots=True)
+class FlatImage:
+    """The whole device: metadata, zeros up to a sector boundary, then the body."""
+
+    metadata: bytes
+    sector_size: int
+    body: BlockImage
+
+    @property
+    def body_start(self) -> int:
+        """Where the body begins, in bytes."""
+        return -(-len(self.metadata) // self.sector_size) * self.sector_size
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.body_start + self.body.size
+
+    def pread(self, offset: int, length: int, /) -> Buffer:
+        """Return exactly ``length`` bytes; may wait for a source."""
+        head = self._head(offset, length)
+        rest = length - len(head)
+        if not rest:
+            return head
+        return head + bytes(self.body.pread(offset + len(head) - self.body_start, rest))
+
+    def peek(self, offset: int, length: int, /) -> Buffer | FileSlice | None:
+        """Return the bytes if that needs no wait for a source; else None."""
+        head = self._head(offset, length)
+        if len(head) == length:
+            return head
+        return None if head else self.body.peek(offset - self.body_start, length)
+
+    def _head(self, offset: int, length: int) -> bytes:
+        """Return what of a read lies before the body."""
+        length = max(0, min(length, self.body_start - offset))
+        return self.metadata[offset : offset + length].ljust(length, b"\0")

@@ -33,13 +33,13 @@ MAX_BLOCKS: Final = 0xFFFFFFFE
 
 _PRELUDE: Final = struct.Struct("<8sHHIQ")  # magic, version, flags, reserved, unpacked length
 _HEADER: Final = struct.Struct("<II32sIIIIIQ")
-_ROW: Final = struct.Struct("<32sHBxIQ")  # digest, pack, encoding, stored length, offset
+_ROW: Final = struct.Struct("<32sHBBIQ")  # digest, pack, encoding, 0, stored length, offset
 _NO_PACK: Final = 0xFFFF
 _NO_READ_AHEAD: Final = 0xFFFFFFFF
 _LEVEL: Final = 9
 _MAX_RATIO: Final = 1 << 12
-_STEP: Final = 512
-"""Packed bytes unpacked at once: at most 22 MiB come out of them (128 KiB a block of 3 bytes)."""
+_ANY_RATIO_BELOW: Final = 64 << 20
+"""A chunk map of holes packs 20,000 to 1; so the ratio is held against large indexes only."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def encode_index(index: Index) -> bytes:
                 ref.digest.raw,
                 _NO_PACK if ref.pack is None else number[ref.pack],
                 ref.encoding,
+                0,
                 ref.stored,
                 ref.offset,
             )
@@ -142,17 +143,22 @@ def encode_index(index: Index) -> bytes:
         index.metadata,
     ]
     unpacked = b"".join(parts)
-    if len(unpacked) > MAX_INDEX:
-        raise FormatError(f"the index would have {len(unpacked)} bytes", field="metadata")
     frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compress(unpacked)
+    if len(unpacked) > min(MAX_INDEX, _longest(_PRELUDE.size + len(frame))):
+        raise FormatError(f"an index of {len(unpacked)} bytes is too large", field="metadata")
     return _PRELUDE.pack(MAGIC, VERSION, 0, 0, len(unpacked)) + frame
+
+
+def _longest(packed: int) -> int:
+    """Return how many bytes ``packed`` ones may unpack to: a small blob cannot claim much memory."""
+    return max(_ANY_RATIO_BELOW, packed * _MAX_RATIO)
 
 
 def decode_index(data: Buffer, *, limit: int = MAX_INDEX) -> Index:
     """Read a blob of at most ``limit`` bytes, packed or not. Raises FormatError.
 
-    Nothing is allocated on the word of the blob: its frame is unpacked piece by piece, up to the
-    length that the prelude gives and no further than 4096 times the packed size.
+    Its length unpacked stands in the prelude and again in the frame; the two must agree, and keep
+    to ``limit``, and to 64 MiB or 4096 times the packed size, before anything is allocated.
     """
     if len(data) < _PRELUDE.size or len(data) > limit:
         raise FormatError(f"an index cannot have {len(data)} bytes", field="length")
@@ -168,29 +174,18 @@ def decode_index(data: Buffer, *, limit: int = MAX_INDEX) -> Index:
         )
     if flags or reserved:
         raise FormatError("unknown index flags", field="flags", offset=10)
-    if length > limit or length > len(data) * _MAX_RATIO:
+    if length > min(limit, _longest(len(data))):
         raise FormatError(f"an index cannot unpack to {length} bytes", field="length", offset=16)
     return _parse(_unpack(memoryview(data)[_PRELUDE.size :], length))
 
 
 def _unpack(frame: memoryview, length: int) -> bytes:
-    pieces: list[bytes] = []
-    found = 0
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
     try:
-        for start in range(0, len(frame), _STEP):
-            if decompressor.eof:
-                raise FormatError("bytes after the end of the index", field="frame")
-            piece = decompressor.decompress(frame[start : start + _STEP])
-            found += len(piece)
-            if found > length:
-                raise FormatError("the index is longer than it says", field="length")
-            pieces.append(piece)
+        if zstandard.frame_content_size(frame) != length:
+            raise FormatError("the index is not as long as it says", field="length", offset=16)
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"the index does not unpack: {error}", field="frame") from None
-    if not decompressor.eof or decompressor.unused_data or found != length:
-        raise FormatError("the index is not as long as it says", field="length")
-    return b"".join(pieces)
 
 
 def _parse(data: bytes) -> Index:
@@ -223,10 +218,10 @@ def _parse(data: bytes) -> Index:
 
 
 def _sectors(
-    rows: Iterator[tuple[bytes, int, int, int, int]], size: int, packs: list[Digest]
+    rows: Iterator[tuple[bytes, int, int, int, int, int]], size: int, packs: list[Digest]
 ) -> Iterator[SectorRef]:
-    for digest, number, encoding, stored, offset in rows:
-        if encoding not in (Encoding.ZERO, Encoding.RAW, Encoding.ZSTD):
+    for digest, number, encoding, reserved, stored, offset in rows:
+        if encoding not in (Encoding.ZERO, Encoding.RAW, Encoding.ZSTD) or reserved:
             raise FormatError(f"unknown sector encoding {encoding}", field="encoding")
         if number != _NO_PACK and number >= len(packs):
             raise FormatError(f"sector of pack {number} of {len(packs)}", field="pack")

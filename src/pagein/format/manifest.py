@@ -7,7 +7,8 @@ refused (two parsers might see two different images), and what is not an image g
 from __future__ import annotations
 
 import json
-from typing import Any, Final, TypeVar
+import re
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -33,10 +34,15 @@ from pagein.types import Digest
 MAX_MANIFEST: Final = 4 << 20
 """Bytes that every registry accepts for a manifest (OCI distribution-spec, "Pushing Manifests")."""
 
+MAX_BLOB: Final = (1 << 63) - 1
+"""Bytes of a blob: what the signed 64 bits hold that other clients keep a size in."""
+
 MAX_LAYERS: Final = 1024
 EMPTY_DIGEST: Final = Digest.of(b"{}")
 _UNKNOWN: Final = Platform("unknown", "unknown")
 _MAX_DEPTH: Final = 64
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 T = TypeVar("T")
 
@@ -46,7 +52,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
     media_type: str
     digest: Digest
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB)]
     annotations: dict[str, str] = {}
     platform: Platform | None = None
     artifact_type: str | None = None
@@ -87,10 +93,13 @@ class _Process(msgspec.Struct, frozen=True, rename="pascal"):
     user: str = ""
     labels: dict[str, str] | None = None
     stop_signal: str = ""
+    exposed_ports: dict[str, Any] | None = None
+    volumes: dict[str, Any] | None = None
+    shell: tuple[str, ...] | None = None
 
 
 class _Rootfs(msgspec.Struct, frozen=True):
-    diff_ids: tuple[Digest, ...] = ()
+    diff_ids: tuple[Digest, ...] | None = None
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -113,6 +122,9 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     labels: dict[str, str] = {}
     stop_signal: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -134,21 +146,19 @@ def _read(data: bytes, kind: type[T], what: str) -> T:
     if max(data.count(b"{"), data.count(b"[")) > _MAX_DEPTH and _depth(data) > _MAX_DEPTH:
         raise FormatError(f"{what} is nested too deeply", field="json")
     try:
-        value = json.loads(data, object_pairs_hook=_no_duplicates)
+        # Text first: from bytes, json would also take UTF-16, which no other client does.
+        value = json.loads(data.decode(), object_pairs_hook=_no_duplicates)
         return msgspec.convert(value, kind, dec_hook=_digest_hook)
     except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         raise FormatError(f"{what} is not what it should be: {error}", field="json") from None
 
 
 def _depth(data: bytes) -> int:
-    """Return an upper bound of the nesting, without regard to strings."""
+    """Return the nesting; brackets in strings (shell, ANSI colours in a history) are none."""
     depth = deepest = 0
-    for byte in data:
-        if byte in b"{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"}]":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"{[" else -1
+        deepest = max(deepest, depth)
     return deepest
 
 
@@ -164,7 +174,7 @@ class _Kind(msgspec.Struct, rename="camel"):
 def parse_manifest(data: bytes, media_type: str = "") -> ImageManifest | ImageIndex | Artifact:
     """Read whatever a reference led to. Raises FormatError with one line for what is no image.
 
-    ``media_type`` is what the registry said; where the document has one of its own it must agree.
+    ``media_type`` is what the place said; where the document names its own type, that one counts.
     """
     kind = _read(data, _Kind, "the manifest")
     said = kind.media_type or media_type
@@ -187,8 +197,6 @@ def parse_manifest(data: bytes, media_type: str = "") -> ImageManifest | ImageIn
     manifest = _read(data, ImageManifest, "the manifest")
     if len(manifest.layers) > MAX_LAYERS:
         raise FormatError(f"an image with {len(manifest.layers)} layers", field="layers")
-    if any(one.size < 0 for one in (*manifest.layers, manifest.config)):
-        raise FormatError("a descriptor with a negative size", field="size")
     if manifest.artifact_type == ARTIFACT_TYPE:
         return _artifact(manifest)
     _check_image(manifest)
@@ -236,7 +244,7 @@ def parse_config(data: bytes) -> ImageConfig:
     process = config.config or _Process()
     return ImageConfig(
         platform=Platform(config.os or "linux", config.architecture or "amd64", config.variant),
-        diff_ids=config.rootfs.diff_ids,
+        diff_ids=config.rootfs.diff_ids or (),
         entrypoint=process.entrypoint or (),
         cmd=process.cmd or (),
         env=process.env or (),
@@ -244,6 +252,9 @@ def parse_config(data: bytes) -> ImageConfig:
         user=process.user,
         labels=process.labels or {},
         stop_signal=process.stop_signal,
+        exposed_ports=tuple(sorted(process.exposed_ports or ())),
+        volumes=tuple(sorted(process.volumes or ())),
+        shell=process.shell or (),
     )
 
 

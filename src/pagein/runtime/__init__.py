@@ -1,1 +1,1 @@
-"""Run a container from a mounted image."""
+"""OCI runtime bundles, and runc or crun to run them."""
