@@ -28,7 +28,7 @@ class Timing:
 
 
 def drop_caches(*keep_warm: Path) -> None:
-    """Empty the page cache; then read the files of a server back, so that only the client is cold."""
+    """Empty the page cache; read a server's files back, so that only the client is cold."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     for folder in keep_warm:

@@ -80,8 +80,9 @@ def build(name: str, out: Path) -> None:
         if not layout.exists():
             run("umoci", "init", "--layout", layout)
         run("umoci", "new", "--image", f"{layout}:{name}")
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run("umoci", "config", "--image", f"{layout}:{name}", "--config.cmd", "/bin/bash",
-            "--config.env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")  # fmt: skip
+            "--config.env", path)  # fmt: skip
         tag: tuple[str, ...] = ()
         source = name
     else:

@@ -63,9 +63,18 @@ def main() -> None:
         blobs = registry.data
         for image in arguments.images:
             reference = f"{registry.host}/{image}:latest"
+            source = f"oci:{arguments.layout}:{image}"
             subprocess.run(
-                ["skopeo", "copy", "-q", "--dest-tls-verify=false",
-                 f"oci:{arguments.layout}:{image}", f"docker://{reference}"], check=True)  # fmt: skip
+                [
+                    "skopeo",
+                    "copy",
+                    "-q",
+                    "--dest-tls-verify=false",
+                    source,
+                    f"docker://{reference}",
+                ],
+                check=True,
+            )
             convert = subprocess.run(
                 [*PAGEIN, "convert", "--json", reference], check=True, capture_output=True
             )
