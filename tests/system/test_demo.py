@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,31 @@ def test_a_classical_start_fetches_every_layer_and_runs(
     assert started.output == b"42\n"
     assert stored < link.take_count() < stored + 100_000
     shutil.rmtree(tmp_path / "run")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    # An overlay needs a file system that holds one; /tmp is a tmpfs on some machines.
+    folder = Path(tempfile.mkdtemp(prefix="demo-test-", dir="/var/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@needs_runtime
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
+def test_the_demo_starts_an_image_both_ways_and_leaves_nothing(
+    layout: LayoutRepository, scratch: Path
+) -> None:
+    words = [sys.executable, "-m", "pagein", "demo", f"{layout.name}:latest"]
+    words += ["--", "python3", "-c", "print(6 * 7)"]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["copied", "converted", "served"]
+    assert "different" not in done.stderr
+    rows = {row[1].strip(): row[2:4] for row in (line.split("│") for line in lines) if len(row) > 3}
+    assert set(rows) == {"fetch all, unpack all, start", "pagein run", "ratio"}
+    assert float(rows["ratio"][1].split()[0]) > 1, "lazily, less is fetched"
+    assert list(scratch.iterdir()) == []
+    assert str(scratch) not in Path("/proc/self/mounts").read_text()

@@ -174,7 +174,8 @@ def _python() -> Iterator[Member]:
     if not any(path.name == "os.py" for path in found):
         raise UsageError(f"cannot find the standard library of {program}")
     for path in sorted(found):
-        yield str(path)[1:], path
+        if path.suffix != ".a":  # nothing is linked at run time
+            yield str(path)[1:], path
 
 
 def _below(folder: Path, leave_out: frozenset[str] = frozenset()) -> Iterator[Path]:
