@@ -150,7 +150,7 @@ def encode_index(index: Index) -> bytes:
 
 
 def _longest(packed: int) -> int:
-    """Return how many bytes ``packed`` ones may unpack to: a small blob cannot claim much memory."""
+    """Return how many bytes ``packed`` ones may unpack to: a small blob claims little memory."""
     return max(_ANY_RATIO_BELOW, packed * _MAX_RATIO)
 
 
