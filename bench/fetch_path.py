@@ -93,7 +93,14 @@ def read_through(path: ReadPath) -> None:
         assert len(found) == READ
 
 
-def one_run(refs: list[SectorRef], place: WritableRepository, cache: Path, workers: int) -> dict:
+def one_run(
+    refs: list[SectorRef],
+    place: WritableRepository,
+    cache: Path,
+    *,
+    workers: int,
+    read_ahead: bool = True,
+) -> dict[str, float]:
     """Read all once with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
     fetched: list[SectorFetched] = []
@@ -112,6 +119,7 @@ def one_run(refs: list[SectorRef], place: WritableRepository, cache: Path, worke
         [place],
         DirectoryCache(cache, limit_bytes=64 << 30),
         workers=workers,
+        read_ahead=read_ahead,
         observer=note,
     ) as path:
         read_through(path)
@@ -147,6 +155,17 @@ def stages(refs: list[SectorRef], place: WritableRepository, folder: Path) -> di
     return spent
 
 
+def request_cost(refs: list[SectorRef], place: WritableRepository) -> float:
+    """Return the milliseconds of a range request for next to nothing."""
+    costs = []
+    for ref in refs[:32]:
+        assert ref.pack is not None
+        began = time.perf_counter()
+        place.read_range(ref.pack, ByteRange(ref.offset, 4096))
+        costs.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(costs)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -164,12 +183,18 @@ def main() -> None:
         with repository(options.source, folder, pack) as place:
             for stage, cost in stages(refs, place, folder).items():
                 print(f"  {stage:14} {cost:6.2f} ms a sector")
-            runs = [
-                one_run(refs, place, folder / "cache", options.workers) for _ in range(options.runs)
-            ]
+            request = request_cost(refs, place)
+            runs, plain = [], []
+            for _ in range(options.runs):  # side by side: the machine may not be ours alone
+                runs.append(one_run(refs, place, folder / "cache", workers=options.workers))
+                plain.append(
+                    one_run(refs, place, folder / "cache", workers=1, read_ahead=False)["MB/s"]
+                )
+    print(f"  {'bare request':14} {request:6.2f} ms (4 KiB: what joining two requests would save)")
     for run in runs:
         print("  " + "  ".join(f"{key} {value:.1f}" for key, value in run.items()))
     print(f"median {statistics.median(run['MB/s'] for run in runs):.0f} MB/s uncompressed")
+    print(f"without read-ahead {statistics.median(plain):.0f} MB/s")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pagein.engine.backoff import Backoff
 from pagein.engine.breaker import HEALTHY, LONGEST_REST_S
+from pagein.engine.coalesce import MOST_BYTES, runs
 from pagein.engine.eviction import (
     ONE_USE_AGE_NS,
     TOUCH_PERIOD_NS,
@@ -18,6 +21,7 @@ from pagein.engine.eviction import (
 from pagein.engine.fetch_queue import FetchQueue, Ticket
 from pagein.engine.readahead import GAP, MAX_AHEAD, MAX_WINDOW, ReadAhead
 from pagein.events import Kind
+from pagein.types import Digest, Encoding, SectorRef
 
 SECTOR = 4 << 20
 
@@ -134,8 +138,11 @@ def test_the_window_doubles_up_to_eight() -> None:
         [2, 3],
         [4, 5, 6],
         [7, 8, 9, 10, 11],
-        [12],
     ]
+    fetched = [
+        list(ahead.observe(offset, 1 << 20)) for offset in range(5 * SECTOR, 12 * SECTOR, 1 << 20)
+    ]
+    assert [run for run in fetched if run] == [[12, 13, 14, 15], [16, 17, 18, 19]]
 
 
 def test_two_readers_at_once_both_get_ahead() -> None:
@@ -145,6 +152,32 @@ def test_two_readers_at_once_both_get_ahead() -> None:
         asked.update(ahead.observe(offset, 128 << 10))
         asked.update(ahead.observe(50 * SECTOR + offset, 128 << 10))
     assert asked == {1, 51}
+
+
+stored = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(1, SECTOR), st.booleans()), max_size=30
+)
+
+
+@given(stored, st.integers(1, 8))
+def test_runs_are_neighbours_in_one_pack_within_bounds_and_lose_nothing(
+    layout: list[tuple[str, int, bool]], most: int
+) -> None:
+    ends = {"a": 0, "b": 0}
+    refs = []
+    for number, (pack, size, gap) in enumerate(layout):
+        offset = ends[pack] + gap
+        name, digest = Digest.of(pack.encode()), Digest.of(bytes([number]))
+        refs.append(SectorRef(digest, SECTOR, Encoding.ZSTD, name, offset, size))
+        ends[pack] = offset + size
+    found = runs(refs, most_sectors=most)
+    assert [ref for run in found for ref in run] == refs
+    for run in found:
+        assert 1 <= len(run) <= most
+        assert run[-1].offset + run[-1].stored - run[0].offset <= MOST_BYTES
+        assert len({ref.pack for ref in run}) == 1
+        for one, other in itertools.pairwise(run):
+            assert other.offset == one.offset + one.stored
 
 
 @given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True), st.floats(0, 1000))

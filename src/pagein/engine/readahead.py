@@ -4,7 +4,8 @@ Rule 1. A read continues a stream if it starts at the stream's end, or at most `
 that the kernel had already). A re-read of what the stream has passed changes nothing.
 Rule 2. A stream earns its first sector after `EVIDENCE` bytes, and a doubled window with each
 sector that it enters.
-Rule 3. A read that continues no stream begins one, in the place of the stream used longest ago.
+Rule 3. A window is filled up when half of it is left: neighbours share a request.
+Rule 4. A read that continues no stream begins one, in the place of the stream used longest ago.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class ReadAhead:
             stream.window = 1
         elif here > was:
             stream.window = min(stream.window * 2, self._max_window)
+        if stream.window > 1 and stream.fetched - here > stream.window // 2:
+            return range(0)
         first = max(here, stream.fetched) + 1
         last = min(here + stream.window, self._sectors - 1)
         if first > last:

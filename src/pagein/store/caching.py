@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from pagein.errors import CacheError, NotFoundError
 from pagein.events import CacheWriteFailed, Kind, Observer, ignore
-from pagein.store.source import OpenSector, SectorCache, SectorSource
+from pagein.store.source import OpenSector, RunSource, SectorCache
 from pagein.types import Sector, SectorRef
 
 MOST_UNWRITTEN: Final = 8
@@ -41,7 +41,7 @@ class CachingSource:
 
     def __init__(
         self,
-        upstream: SectorSource,
+        upstream: RunSource,
         cache: SectorCache,
         *,
         observer: Observer = ignore,
@@ -83,6 +83,12 @@ class CachingSource:
         sector = self._upstream.get(ref, kind=kind)
         self._keep(sector)
         return sector
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Yield and keep a run from upstream: the caller knows that it is not here."""
+        for sector in self._upstream.get_run(refs, kind=kind):
+            self._keep(sector)
+            yield sector
 
     def _keep(self, sector: Sector) -> None:
         with self._lock:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pagein.engine.breaker import HEALTHY, Breaker
 from pagein.errors import FormatError, NotFoundError, PageinError, RemoteUnavailableError
 from pagein.events import Kind
-from pagein.store.source import SectorSource
+from pagein.store.source import RunSource
 from pagein.types import Sector, SectorRef
 
 _Key = tuple[int, str]
@@ -26,7 +26,7 @@ class FailoverSource:
 
     def __init__(
         self,
-        sources: Sequence[SectorSource],
+        sources: Sequence[RunSource],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,6 +59,15 @@ class FailoverSource:
             except PageinError as error:
                 errors.append(error)
         raise next((error for error in errors if error.transient), errors[-1])
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Ask the first source that is well for a run; `get` asks the others."""
+        number = self._order(refs[0])[0]
+        try:
+            yield from self._sources[number].get_run(refs, kind=kind)
+        except PageinError as error:
+            self._note_failure(number, refs[0], error)
+            raise
 
     def _ask(self, number: int, ref: SectorRef, kind: Kind) -> Sector:
         try:

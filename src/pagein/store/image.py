@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from pagein.engine.coalesce import runs
 from pagein.engine.readahead import ReadAhead
 from pagein.errors import FormatError, UsageError
 from pagein.events import Kind
@@ -34,6 +35,10 @@ class StartableSource(SectorSource, Protocol):
 
     def begin(self, ref: SectorRef, /, *, kind: Kind) -> Flight:
         """Start fetching, or join the fetch that is under way; does not wait."""
+        ...
+
+    def begin_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> list[Flight]:
+        """Start fetching neighbours in a pack together; does not wait."""
         ...
 
     def backlog(self, kind: Kind) -> int:
@@ -150,12 +155,15 @@ class LazyImage:
             wanted = self._ahead.observe(offset, length)
         finally:
             self._ahead_lock.release()
-        for index in wanted:
+        refs = [self.sectors[index] for index in wanted]
+        for run in runs(
+            ref
+            for ref in refs
+            if ref.encoding is not Encoding.ZERO and self.local.peek(ref) is None
+        ):
             if self.source.backlog(Kind.READ_AHEAD) >= _MOST_QUEUED:
                 return
-            ref = self.sectors[index]
-            if ref.encoding is not Encoding.ZERO and self.local.peek(ref) is None:
-                self.source.begin(ref, kind=Kind.READ_AHEAD)
+            self.source.begin_run(run, kind=Kind.READ_AHEAD)
 
 
 def _zeros(length: int) -> Buffer:

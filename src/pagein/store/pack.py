@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from pagein.errors import FormatError, PageinError, SectorCorruptError
 from pagein.events import FetchFailed, Kind, Observer, SectorCorrupt, SectorFetched, ignore
 from pagein.format.codec import decode_sector
-from pagein.types import Buffer, ByteRange, Digest, Sector, SectorRef
+from pagein.types import Buffer, ByteRange, Digest, Encoding, Sector, SectorRef
 
 
 class PackReader(Protocol):
@@ -56,6 +56,34 @@ class PackSource:
         seconds = self._monotonic() - began
         self._observer(SectorFetched(ref.digest, ref.stored, ref.size, seconds, kind, self.name))
         return sector
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Fetch neighbours with one range request.
+
+        The first whose bytes are wrong ends the run with FormatError: asked for singly it becomes
+        an event.
+        """
+        began = self._monotonic()
+        first, last = refs[0], refs[-1]
+        if first.pack is None:
+            return
+        span = ByteRange(first.offset, last.offset + last.stored - first.offset)
+        try:
+            stored = memoryview(self._repository.read_range(first.pack, span))
+        except PageinError as error:
+            self._observer(FetchFailed(first.digest, self.name, str(error), error.transient))
+            raise
+        for ref in refs:
+            start = ref.offset - first.offset
+            data = decode_sector(ref, stored[start : start + ref.stored])
+            if ref.encoding is Encoding.RAW:
+                data = bytes(data)  # a view would keep the whole run in memory
+            sector = Sector.verify(ref, data)
+            seconds = self._monotonic() - began
+            self._observer(
+                SectorFetched(ref.digest, ref.stored, ref.size, seconds, kind, self.name)
+            )
+            yield sector
 
     def _fetch(self, ref: SectorRef) -> Sector:
         if ref.pack is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from pagein.engine.backoff import Backoff
 from pagein.errors import PageinError, RemoteUnavailableError
 from pagein.events import Kind
-from pagein.store.source import SectorSource
+from pagein.store.source import RunSource
 from pagein.types import Sector, SectorRef
 
 Pause = Callable[[float], bool]
@@ -30,7 +30,7 @@ class RetryingSource:
 
     def __init__(
         self,
-        upstream: SectorSource,
+        upstream: RunSource,
         *,
         backoff: Backoff | None = None,
         timeout_s: float = 60.0,
@@ -59,6 +59,10 @@ class RetryingSource:
                 wait = self._wait(error, failures)
                 if self._monotonic() + wait >= deadline or not self._pause(wait):
                     raise
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Try a run once: what does not come is asked for singly, and that is tried again."""
+        return self._upstream.get_run(refs, kind=kind)
 
     def _wait(self, error: PageinError, failures: int) -> float:
         asked = error.retry_after if isinstance(error, RemoteUnavailableError) else None

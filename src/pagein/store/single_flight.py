@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pagein.engine.fetch_queue import Ticket, is_more_urgent
 from pagein.errors import RemoteUnavailableError
 from pagein.events import Kind
 from pagein.store.pool import FetchPool
-from pagein.store.source import SectorSource
+from pagein.store.source import RunSource
 from pagein.types import Sector, SectorRef
 
 
@@ -40,7 +40,7 @@ class SingleFlightSource:
 
     def __init__(
         self,
-        upstream: SectorSource,
+        upstream: RunSource,
         pool: FetchPool,
         *,
         timeout_s: float = 60.0,
@@ -90,17 +90,67 @@ class SingleFlightSource:
             self._give_up(flight)
         return flight
 
+    def begin_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> list[Flight]:
+        """Start fetching neighbours in a pack together; join those that are under way."""
+        names = {ref.digest.hex for ref in refs}
+        with self._lock:
+            alone = len(names) < 2 or len(names) < len(refs) or not names.isdisjoint(self._flights)
+            flights = [] if alone else self._begin_together(refs, kind)
+        if alone:
+            return [self.begin(ref, kind=kind) for ref in refs]
+        if flights[0].ticket is None:
+            self._give_up_all(flights)
+        return flights
+
+    def _begin_together(self, refs: Sequence[SectorRef], kind: Kind) -> list[Flight]:
+        flights = [Flight(ref, kind) for ref in refs]
+        ticket = self._pool.submit(
+            kind, partial(self._fetch_run, flights), partial(self._give_up_all, flights)
+        )
+        if ticket is not None:
+            for flight in flights:
+                flight.ticket = ticket
+                self._flights[flight.ref.digest.hex] = flight
+        return flights
+
+    def _fetch_run(self, flights: list[Flight]) -> None:
+        self._depart(flights)
+        kind = flights[0].kind
+        left = {flight.ref.digest.hex: flight for flight in flights}
+        try:
+            for sector in self._upstream.get_run([flight.ref for flight in flights], kind=kind):
+                flight = left.pop(sector.digest.hex)
+                flight.sector = sector
+                self._land(flight)
+        except BaseException as error:
+            if kind is Kind.READ_AHEAD and getattr(error, "transient", False):
+                for flight in left.values():  # one try is all that a guess is worth
+                    flight.error = error
+                    self._land(flight)
+                return
+        for flight in left.values():  # asked for singly, each finds its bytes or its error
+            self._fetch(flight)
+
+    def _depart(self, flights: Sequence[Flight]) -> None:
+        """Settle the kind that a fetch runs as."""
+        with self._lock:  # `begin` holds it until the ticket is there
+            for flight in flights:
+                if flight.ticket is not None:
+                    flight.kind = flight.ticket.kind  # promoted while it waited
+                    # The ticket refers to this call, hence to the flight: a circle that would
+                    # keep 4 MiB until the garbage collector comes by.
+                    flight.ticket = None
+
+    def _give_up_all(self, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            self._give_up(flight)
+
     def backlog(self, kind: Kind) -> int:
         """Return how many fetches of a kind have not begun."""
         return self._pool.waiting(kind)
 
     def _fetch(self, flight: Flight) -> None:
-        with self._lock:  # `begin` holds it until the ticket is there
-            if flight.ticket is not None:
-                flight.kind = flight.ticket.kind  # promoted while it waited
-                # The ticket refers to this call, hence to the flight: a circle that would keep
-                # 4 MiB until the garbage collector comes by.
-                flight.ticket = None
+        self._depart([flight])
         try:
             flight.sector = self._upstream.get(flight.ref, kind=flight.kind)
         except BaseException as error:  # whoever waits must hear of it, whatever it is
@@ -130,4 +180,4 @@ class SingleFlightSource:
         self._forget(flight)
         ticket = flight.ticket
         if ticket is not None and self._pool.discard(ticket):
-            self._give_up(flight)
+            ticket.give_up()

@@ -4,7 +4,7 @@ implement what they wrap."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,17 @@ class SectorSource(Protocol):
 
     def get(self, ref: SectorRef, /, *, kind: Kind = Kind.DEMAND) -> Sector:
         """Return the sector that ``ref`` names."""
+        ...
+
+
+class RunSource(SectorSource, Protocol):
+    """A source that can fetch neighbours in a pack with one request."""
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Yield the sectors of a run (`engine.coalesce`) as they are verified, some or all.
+
+        One try. After an error, or for what was left out, the caller asks singly.
+        """
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pagein.errors import NotFoundError, PageinError
@@ -40,6 +40,11 @@ class BytesSource:
             raise NotFoundError(f"no sector {ref.digest}")
         return Sector.verify(ref, self._held[ref.digest.hex])
 
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Yield each in turn."""
+        for ref in refs:
+            yield self.get(ref, kind=kind)
+
 
 class FaultySource:
     """Plays a script, one step a call; after its end it only passes on."""
@@ -60,6 +65,11 @@ class FaultySource:
         if step is not None:
             step()
         return self._upstream.get(ref, kind=kind)
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Play a step for each."""
+        for ref in refs:
+            yield self.get(ref, kind=kind)
 
 
 class PackFile:

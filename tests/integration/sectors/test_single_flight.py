@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pagein.errors import NotFoundError, RemoteUnavailableError
+from pagein.errors import NotFoundError, RemoteUnavailableError, SectorCorruptError
 from pagein.events import Kind
 from pagein.store.pool import FetchPool
 from pagein.store.single_flight import Flight, SingleFlightSource
@@ -140,6 +140,48 @@ def test_hundreds_of_fetches_of_every_kind_all_land(pool: FetchPool) -> None:
     for flight in flights:
         assert flight.done.wait(20)
         assert (flight.sector is not None) != isinstance(flight.error, NotFoundError)
+
+
+def test_a_run_lands_sector_by_sector_and_what_fails_in_it_is_asked_for_singly(
+    pool: FetchPool,
+) -> None:
+    upstream = FaultySource(BytesSource(SECTORS), [None, SectorCorruptError("a bit flipped")])
+    source = SingleFlightSource(upstream, pool, timeout_s=20)
+    flights = source.begin_run(REFS, kind=Kind.HYDRATE)
+    assert all(flight.done.wait(20) for flight in flights)
+    assert [flight.sector.data for flight in flights if flight.sector] == list(SECTORS)
+    assert upstream.calls == 5
+
+
+def test_a_read_ahead_run_gets_one_try_and_its_reader_tries_for_itself(pool: FetchPool) -> None:
+    held = threading.Event()
+
+    def fail() -> None:
+        held.wait(20)
+        raise RemoteUnavailableError("no answer")
+
+    upstream = FaultySource(BytesSource(SECTORS), [fail])
+    source = SingleFlightSource(upstream, pool, timeout_s=20)
+    flights = source.begin_run(REFS, kind=Kind.READ_AHEAD)
+    with ThreadPoolExecutor(1) as reader:
+        answer = reader.submit(source.get, REFS[2])
+        held.set()
+        assert answer.result(20).data == SECTORS[2]
+    assert all(flight.done.wait(20) for flight in flights)
+    assert all(isinstance(flight.error, RemoteUnavailableError) for flight in flights)
+    assert upstream.calls == 2
+
+
+def test_a_sector_that_is_under_way_is_not_fetched_again_by_a_run(pool: FetchPool) -> None:
+    held = threading.Event()
+    upstream = FaultySource(BytesSource(SECTORS), [lambda: held.wait(20) and None])
+    source = SingleFlightSource(upstream, pool, timeout_s=20)
+    first = source.begin(REFS[1], kind=Kind.DEMAND)
+    flights = source.begin_run(REFS, kind=Kind.READ_AHEAD)
+    held.set()
+    assert all(flight.done.wait(20) for flight in flights)
+    assert flights[1] is first
+    assert upstream.calls == 4
 
 
 def test_a_landed_sector_is_freed_with_its_last_reader(
