@@ -41,7 +41,7 @@ MAX_LAYERS: Final = 1024
 EMPTY_DIGEST: Final = Digest.of(b"{}")
 _UNKNOWN: Final = Platform("unknown", "unknown")
 _MAX_DEPTH: Final = 64
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 T = TypeVar("T")
@@ -154,11 +154,16 @@ def _read(data: bytes, kind: type[T], what: str) -> T:
 
 
 def _depth(data: bytes) -> int:
-    """Return the nesting; brackets in strings (shell, ANSI colours in a history) are none."""
+    """Return the nesting, as far as it matters.
+
+    Brackets in strings (shell, ANSI colours in a history) are none.
+    """
     depth = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
-        depth += 1 if bracket in b"{[" else -1
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+        depth += 1 if bracket[0] in b"{[" else -1
         deepest = max(deepest, depth)
+        if deepest > _MAX_DEPTH:
+            break
     return deepest
 
 
