@@ -246,8 +246,9 @@ def parse_retry_after(value: str | None, now_s: float) -> float | None:
     """Seconds to wait from a ``Retry-After`` (seconds or HTTP date; RFC 9110 section 10.2.3)."""
     if not value:
         return None
-    if re.fullmatch(r"\d{1,9}", value.strip()):
-        return min(float(value), _MAX_RETRY_AFTER_S)
+    seconds = value.strip(" \t")
+    if re.fullmatch(r"[0-9]{1,9}", seconds):
+        return min(float(seconds), _MAX_RETRY_AFTER_S)
     try:
         when = parsedate_to_datetime(value)
         at = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
