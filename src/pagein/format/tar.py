@@ -179,12 +179,16 @@ class _Archive:
         return data
 
     def _finish(self) -> None:
-        """Pass over what is left of the current entry."""
+        """Pass over what is left of the current entry.
+
+        An archive may end in the padding (Rule 3): umoci 0.4 leaves it out at the end of a layer.
+        """
         self.serial += 1
-        self._left += self._padding
-        self._padding = 0
         while self._left:
             self.data(min(self._left, CHUNK_SIZE))
+        while self._padding and (piece := self._stream.read(self._padding)):
+            self.offset += len(piece)
+            self._padding -= len(piece)
 
     def _begin(self, size: int) -> None:
         self._left = size

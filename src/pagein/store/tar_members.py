@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from pagein.errors import FormatError, NotFoundError
+from pagein.errors import FormatError, NotFoundError, UsageError
+from pagein.format.tar import HARDLINK, read_entries
+from pagein.format.tree import NodeKind
 from pagein.types import ByteRange
 
 MAX_MEMBERS: Final = 1 << 18
 """An image archive has a few members a layer; more is something else."""
 
 _MAX_LINKS: Final = 8
+_ZEROS: Final = bytes(1 << 20)
 _COMPRESSED: Final = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
@@ -106,48 +108,69 @@ class TarMembers:
         return data
 
 
+class _Headers:
+    """The archive as a stream in which data that nobody wants costs no reading: it shows as
+    zeros."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self.end = size
+        self.at = 0
+        self.data_end = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self.at < self.data_end:
+            piece = _ZEROS[: min(size, self.data_end - self.at)]
+        else:
+            piece = os.pread(self._descriptor, min(size, self.end - self.at), self.at)
+        self.at += len(piece)
+        return piece
+
+
 def _scan(path: Path) -> dict[str, Member]:
     try:
-        with path.open("rb") as stream:
-            _check_plain(stream, path)
-            return _index(stream, path)
+        with path.open("rb", buffering=0) as stream:
+            _check_plain(os.pread(stream.fileno(), 6, 0), path)
+            headers = _Headers(stream.fileno(), os.fstat(stream.fileno()).st_size)
+            return _index(headers)
     except FileNotFoundError:
         raise NotFoundError(f"no file {path}") from None
     except IsADirectoryError:
-        raise FormatError(f"{path} is a directory, not an archive", hint="oci:DIR?") from None
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise FormatError(f"{path} is not a tar archive, or damaged: {error}") from None
+        raise UsageError(f"{path} is a directory, not an archive", hint="oci:DIR?") from None
+    except OSError as error:
+        raise UsageError(f"cannot read archive {path}: {error.strerror}") from None
+    except FormatError as error:
+        raise FormatError(f"archive {path}: {error}", hint=error.hint) from None
 
 
-def _check_plain(stream: BinaryIO, path: Path) -> None:
-    head = stream.read(6)
-    stream.seek(0)
+def _check_plain(head: bytes, path: Path) -> None:
     for magic, (name, command) in _COMPRESSED.items():
         if head.startswith(magic):
             raise FormatError(
-                f"{path} is compressed with {name}", hint=f"unpack it first: {command} {path}"
+                f"it is compressed with {name}", hint=f"unpack it first: {command} {path}"
             )
 
 
-def _index(stream: BinaryIO, path: Path) -> dict[str, Member]:
+def _index(headers: _Headers) -> dict[str, Member]:
+    """Our reader and not `tarfile`: that one allocates whatever size an extended header claims."""
     found: dict[str, Member] = {}
     links: dict[str, str] = {}
-    count = 0
-    with tarfile.TarFile(fileobj=stream) as archive:
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-            count += 1
-            if count > MAX_MEMBERS:
-                raise FormatError(f"{path} has more than {MAX_MEMBERS} members")
-            name = _clean(info.name)
-            links.pop(name, None)
-            found.pop(name, None)
-            if info.issym():
-                links[name] = _clean(posixpath.join(posixpath.dirname(name), info.linkname))
-            elif info.islnk():
-                links[name] = _clean(info.linkname)
-            elif info.isreg() and not info.issparse():
-                found[name] = Member(info.offset_data, info.size)
+    for count, entry in enumerate(read_entries(headers), 1):
+        if count > MAX_MEMBERS:
+            raise FormatError(f"it has more than {MAX_MEMBERS} members")
+        name = _clean(os.fsdecode(entry.path))
+        links.pop(name, None)
+        found.pop(name, None)
+        target = os.fsdecode(entry.link_target)
+        if entry.kind is NodeKind.SYMLINK:
+            links[name] = _clean(posixpath.join(posixpath.dirname(name), target))
+        elif entry.kind is HARDLINK:
+            links[name] = _clean(target)
+        elif entry.kind is NodeKind.FILE and entry.segments in ((), ((0, entry.size),)):
+            if headers.at + entry.size > headers.end:
+                raise FormatError(f"it ends early, inside {name!r}")
+            found[name] = Member(headers.at, entry.size)
+            headers.data_end = headers.at + entry.size
     for name in links:
         target = name
         for _ in range(_MAX_LINKS):
