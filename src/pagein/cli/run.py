@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +80,8 @@ def command(
 
 def run_options(arguments: tuple[str, ...], options: dict[str, Any]) -> RunOptions:
     """Turn the command line's words into values. Raises UsageError."""
+    import shlex
+
     from pagein.daemon.containers import container_name, wants_tty
     from pagein.runtime.spec import RunOptions, Volume
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pagein.build.verify import Difference, compare_with_source, file_segments
-from pagein.daemon.conversion import CountedProgress, ShowProgress
-from pagein.daemon.images import FoundImage, Images
+from pagein.daemon.conversion import CountedProgress
+from pagein.daemon.images import FoundImage, Images, ShowProgress
 from pagein.errors import NotFoundError, PageinError
 from pagein.format.erofs.check import CheckReport, check_metadata
 from pagein.format.erofs.read import read_tree

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
 
 from pagein.build.convert import convert
 from pagein.build.report import ConvertOptions
+from pagein.daemon.images import ShowProgress
 from pagein.daemon.wiring import Node
 from pagein.errors import CacheError
 from pagein.store.layout import LayoutRepository
 from pagein.store.repository import Repository
 from pagein.store.resolve import SourceImage
 from pagein.types import Sector
-
-ShowProgress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all (0: not known)."""
 
 
 class CountedProgress:

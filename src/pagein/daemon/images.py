@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pagein.daemon.conversion import ShowProgress, convert_here
 from pagein.daemon.wiring import Node
 from pagein.errors import NotFoundError, PageinError, RemoteError, RemoteUnavailableError
 from pagein.events import Observer, ignore
@@ -26,6 +25,9 @@ from pagein.store.resolve import (
     resolve,
 )
 from pagein.types import Digest, ImageName, Transport
+
+ShowProgress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all (0: not known)."""
 
 Say = Callable[[str], None]
 """Tells the user one line about the work at hand."""
@@ -95,6 +97,8 @@ class Images:
             return found
         assert resolved.source is not None
         say(f"nobody has converted {name}; converting it here first")
+        from pagein.daemon.conversion import convert_here  # 110 ms that most starts can do without
+
         convert_here(self.node, place, resolved.source, progress)
         here = self._converted_here(name, resolved.source)
         assert here is not None

@@ -15,20 +15,15 @@ from pagein.errors import UsageError
 from pagein.events import Observer, ignore
 from pagein.format.index import Index
 from pagein.format.platforms import Platform
-from pagein.store.archive import DockerArchiveRepository, OciArchiveRepository
 from pagein.store.credentials import DockerCredentials
 from pagein.store.directory import DirectoryCache
 from pagein.store.layout import LayoutRepository
 from pagein.store.registry import RegistryRepository
-from pagein.store.repository import Repository, WritableRepository
-from pagein.store.rootfs import RootfsRepository
+from pagein.store.repository import Repository, SingleImage, WritableRepository
 from pagein.store.source import SectorCache
 from pagein.store.stack import ReadPath
 from pagein.transport.http import HttpTransport, TlsOptions
 from pagein.types import Digest, ImageName, Transport
-
-SingleImage = LayoutRepository | OciArchiveRepository | DockerArchiveRepository | RootfsRepository
-"""Places that a reference may name without a tag, where they hold one image."""
 
 
 class Node:
@@ -43,14 +38,20 @@ class Node:
         return DockerCredentials.load(os.environ, Path.home())
 
     def repository(self, name: ImageName) -> Repository:
-        """Return the place that a reference names, to read from."""
-        match name.transport:
-            case Transport.OCI_ARCHIVE:
+        """Return the place that a reference names, to read from.
+
+        Archives and trees are no start's business, so their modules are imported only here.
+        """
+        if name.transport in (Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE):
+            from pagein.store.archive import DockerArchiveRepository, OciArchiveRepository
+
+            if name.transport is Transport.OCI_ARCHIVE:
                 return OciArchiveRepository(Path(name.path))
-            case Transport.DOCKER_ARCHIVE:
-                return DockerArchiveRepository(Path(name.path))
-            case Transport.DIR:
-                return RootfsRepository(Path(name.path))
+            return DockerArchiveRepository(Path(name.path))
+        if name.transport is Transport.DIR:
+            from pagein.store.rootfs import RootfsRepository
+
+            return RootfsRepository(Path(name.path))
         return self.writable(name)
 
     def writable(self, name: ImageName) -> WritableRepository:
