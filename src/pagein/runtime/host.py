@@ -65,7 +65,16 @@ def gather_facts() -> HostFacts:
         hierarchy=detect_hierarchy(),
         resolv_conf=_read("/etc/resolv.conf"),
         hosts=_read("/etc/hosts"),
+        terminal=_terminal_size(),
     )
+
+
+def _terminal_size() -> tuple[int, int] | None:
+    try:
+        columns, rows = os.get_terminal_size(0)
+    except OSError:
+        return None
+    return columns, rows
 
 
 def parse_bounding_set(status: str) -> frozenset[str]:

@@ -148,6 +148,8 @@ class HostFacts:
     hierarchy: Hierarchy
     resolv_conf: bytes = b""
     hosts: bytes = b""
+    terminal: tuple[int, int] | None = None
+    """Columns and rows of our terminal, if stdin is one."""
 
 
 def build_spec(
@@ -194,7 +196,7 @@ def _process(
 ) -> dict[str, Any]:
     identity = resolve_user(config.user if options.user is None else options.user, passwd, group)
     capabilities = _capabilities(options, host)
-    return {
+    process = {
         "terminal": options.tty,
         "user": {
             "uid": identity.uid,
@@ -220,6 +222,10 @@ def _process(
         },
         "noNewPrivileges": False,
     }
+    if options.tty and host.terminal is not None:
+        # runc takes the size over by itself, crun only from here.
+        process["consoleSize"] = {"width": host.terminal[0], "height": host.terminal[1]}
+    return process
 
 
 def command_line(config: ImageConfigLike, options: RunOptions) -> list[str]:
