@@ -1,0 +1,1 @@
+"""containerd's snapshotter: which directories and mounts make up each snapshot."""
