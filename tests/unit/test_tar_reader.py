@@ -156,7 +156,7 @@ def test_a_linkpath_is_taken_where_the_header_has_none() -> None:
 def test_xattr_values_may_hold_anything() -> None:
     value = b"a=b\n\0\xff=\n12 x=y\n"
     entry = only(pax((b"SCHILY.xattr.user.v", value), (b"SCHILY.xattr.user.e", b"")) + header())
-    assert entry.xattrs == {b"user.v": value, b"user.e": b""}
+    assert entry.xattrs == {b"user.v": value}  # an empty record is none: pax(1), and Go reads it so
 
 
 def test_long_names_of_gnu_tar_end_at_their_nul() -> None:

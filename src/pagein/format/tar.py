@@ -358,14 +358,14 @@ class _Archive:
 
 
 def _apply(entry: TarEntry, pax: dict[bytes, bytes], stored: int) -> int:
-    """Let PAX records override the header; an empty one leaves it. Returns the stored size."""
+    """Let PAX records override the header; an empty one is none. Returns the stored size."""
     entry.path = pax.get(b"path") or entry.path
     if entry.kind in _LINKS:
         entry.link_target = pax.get(b"linkpath") or entry.link_target
     if mtime := pax.get(b"mtime"):
         entry.mtime_ns = pax_time(mtime)
     for key, value in pax.items():
-        if key.startswith(_XATTR):
+        if value and key.startswith(_XATTR):
             entry.xattrs[key[len(_XATTR) :]] = value
     size = pax.get(b"size")
     return decimal(size, "size") if size else stored
