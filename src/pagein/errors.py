@@ -88,3 +88,29 @@ class DeviceError(PageinError):
 
 class RuntimeFailedError(PageinError):
     """No container runtime, or the runtime refused the bundle."""
+
+
+class SnapshotError(PageinError):
+    """The snapshotter refuses a call of containerd's."""
+
+
+class SnapshotNotFoundError(SnapshotError):
+    """No snapshot has that key."""
+
+
+class SnapshotExistsError(SnapshotError):
+    """The key is taken; or the layer is here already, and need not be fetched."""
+
+
+class SnapshotStateError(SnapshotError):
+    """The snapshot is there, but not of the kind that this needs, or others stand on it."""
+
+
+class SnapshotUnavailableError(SnapshotError):
+    """The files of a snapshot cannot be shown now."""
+
+    transient = True
+
+
+class CatalogueDamagedError(SnapshotError):
+    """The database of snapshots is not readable; it has been set aside."""

@@ -87,6 +87,40 @@ class SectorEvicted:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class PulledClassically:
+    """An image is fetched layer by layer, though it might have been mounted. Once an image."""
+
+    reference: str
+    manifest_digest: Digest | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PulledLazily:
+    """The top layer of an image was committed without a fetch."""
+
+    reference: str
+    manifest_digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMaterialised:
+    """The lowest ``layers`` layers of an image were unpacked, because something stands on them."""
+
+    reference: str
+    layers: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotterProblem:
+    """Something went wrong beside a call, and will be tried again; ``what`` was being done."""
+
+    what: str
+    reason: str
+
+
 Event = (
     DeviceRead
     | DeviceReadFailed
@@ -95,6 +129,10 @@ Event = (
     | SectorCorrupt
     | CacheWriteFailed
     | SectorEvicted
+    | PulledClassically
+    | PulledLazily
+    | LayerMaterialised
+    | SnapshotterProblem
 )
 Observer = Callable[[Event], None]
 

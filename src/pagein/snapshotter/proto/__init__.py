@@ -1,0 +1,1 @@
+"""containerd's messages: our ``.proto`` files, and what ``generate`` makes of them."""
