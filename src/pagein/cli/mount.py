@@ -36,8 +36,9 @@ def command(
     """
     from pagein.daemon import mounts
     from pagein.daemon.mount_server import MountOptions
-    from pagein.daemon.serve import serve_mount
+    from pagein.daemon.serve import check_root, serve_mount
 
+    check_root()
     mounts.sweep(settings.paths)
     with show.progress("converting") as update:
         found = settings.images.require(

@@ -63,6 +63,8 @@ def command(
     """
     from pagein.daemon import mounts
     from pagein.daemon.containers import ContainerOptions, run_image
+    from pagein.daemon.serve import check_root
+    from pagein.runtime.resolve import find_runtime
 
     wanted = ContainerOptions(
         run=run_options(arguments, options),
@@ -70,6 +72,8 @@ def command(
         backend=backend,
         runtime=runtime,
     )
+    check_root()
+    find_runtime(runtime)
     mounts.sweep(settings.paths)
     with show.progress("converting") as update:
         found = settings.images.require(

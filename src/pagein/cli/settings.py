@@ -27,7 +27,7 @@ class Settings:
         """Where this machine's state lives."""
         from pagein.daemon.paths import Paths
 
-        return Paths.from_environment(os.environ)
+        return Paths.from_environment(os.environ, root=os.geteuid() == 0)
 
     @cached_property
     def config(self) -> Config:

@@ -1,4 +1,7 @@
-"""Where state lives: ``/var/lib/pagein`` and ``/run/pagein``; ``PAGEIN_ROOT`` moves both."""
+"""Where state lives: ``/var/lib/pagein`` and ``/run/pagein``; ``PAGEIN_ROOT`` moves both.
+
+Who is not root has folders of their own, as the XDG Base Directory Specification names them.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.errors import PageinError
 from pagein.types import Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """``state`` survives a reboot, ``run`` need not. All folders are made root-only (0700)."""
+    """``state`` survives a reboot, ``run`` need not. All folders are made private (0700)."""
 
     state: Path
     run: Path
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Paths:
-        """Use ``$PAGEIN_ROOT/lib`` and ``$PAGEIN_ROOT/run`` where it is set."""
-        root = environment.get("PAGEIN_ROOT")
-        if root:
-            base = Path(root).absolute()
+    def from_environment(cls, environment: Mapping[str, str], *, root: bool = True) -> Paths:
+        """Use ``$PAGEIN_ROOT/lib`` and ``$PAGEIN_ROOT/run`` where it is set.
+
+        Otherwise the machine's folders, or without ``root`` the user's: ``$XDG_STATE_HOME`` (or
+        ``~/.local/state``) and ``$XDG_RUNTIME_DIR``. Relative ones are ignored, as specified.
+        """
+        own = environment.get("PAGEIN_ROOT")
+        if own:
+            base = Path(own).absolute()
             return cls(base / "lib", base / "run")
-        return cls(Path("/var/lib/pagein"), Path("/run/pagein"))
+        if root:
+            return cls(Path("/var/lib/pagein"), Path("/run/pagein"))
+        home = Path(environment.get("HOME") or "/nonexistent")
+        state = _absolute(environment.get("XDG_STATE_HOME")) or home / ".local/state"
+        run = _absolute(environment.get("XDG_RUNTIME_DIR"))
+        return cls(state / "pagein", run / "pagein" if run else state / "pagein/run")
 
     @property
     def cache(self) -> Path:
@@ -55,6 +68,16 @@ class Paths:
         return self.state / "images" / index.hex
 
     def make(self, folder: Path) -> Path:
-        """Create a folder of ours, root-only, and return it."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create a folder of ours, for its owner alone, and return it. Raises PageinError."""
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise PageinError(
+                f"cannot make the folder {folder}: {error.strerror}",
+                hint="set PAGEIN_ROOT to a folder that you may write to",
+            ) from None
         return folder
+
+
+def _absolute(path: str | None) -> Path | None:
+    return Path(path) if path and path.startswith("/") else None
