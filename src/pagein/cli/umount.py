@@ -15,6 +15,12 @@ from pagein.cli.settings import Settings
 @click.pass_obj
 def command(settings: Settings, directory: Path, *, force: bool) -> None:
     """Unmount the image at DIR, and end the process that served it."""
-    from pagein.daemon import mounts
+    import os
 
+    from pagein.daemon import mounts
+    from pagein.daemon.serve import check_root
+
+    check_root()
+    if os.path.realpath(directory) in mounts.sweep(settings.paths):
+        return  # its process had been killed
     mounts.umount(settings.paths, directory, force=force)

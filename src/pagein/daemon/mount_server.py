@@ -26,7 +26,7 @@ from pagein.device.mount import is_mount_point, mount_erofs, mount_overlay, unmo
 from pagein.errors import DeviceError
 from pagein.events import Event
 
-LOOP_NEEDED = frozenset({errno.ENOTBLK, errno.ENODEV, errno.EINVAL})
+LOOP_NEEDED = frozenset({errno.ENOTBLK, errno.EINVAL})
 """What mount(2) of EROFS on a file answers where the kernel wants a block device (< 6.12)."""
 
 

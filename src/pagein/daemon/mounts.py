@@ -52,9 +52,7 @@ class MountFolder:
     @classmethod
     def create(cls, paths: Paths) -> MountFolder:
         """Make a new folder with a name of its own."""
-        folder = paths.make(paths.mounts) / secrets.token_hex(6)
-        folder.mkdir(mode=0o700)
-        return cls(folder)
+        return cls(paths.make(paths.make(paths.mounts) / secrets.token_hex(6)))
 
     @property
     def control(self) -> Path:
@@ -99,9 +97,14 @@ class MountFolder:
 
 def folders(paths: Paths) -> Iterator[MountFolder]:
     """Yield the folder of every mount, live or dead, oldest name first."""
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(paths.mounts.iterdir()):
-            yield MountFolder(path)
+    try:
+        found = sorted(paths.mounts.iterdir())
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        raise PageinError(f"cannot look into {paths.mounts}", hint="sudo") from None
+    for path in found:
+        yield MountFolder(path)
 
 
 def live(paths: Paths) -> list[tuple[MountFolder, MountRecord]]:

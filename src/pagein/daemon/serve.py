@@ -29,10 +29,7 @@ def serve_mount(images: Images, found: FoundImage, options: MountOptions) -> Mou
     if options.target is not None:
         _check_target(options.target)
         options = dataclasses.replace(options, target=options.target.resolve())
-    if os.geteuid() != 0:
-        raise UsageError(
-            "mounting needs root", hint="sudo, or look inside with pagein ls and pagein cat"
-        )
+    check_root()
     folder = MountFolder.create(images.node.paths)
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -50,6 +47,14 @@ def serve_mount(images: Images, found: FoundImage, options: MountOptions) -> Mou
     record = folder.record()
     assert record is not None
     return record
+
+
+def check_root() -> None:
+    """Raise UsageError for who is not root: better before an image is looked for than after."""
+    if os.geteuid() != 0:
+        raise UsageError(
+            "mounting needs root", hint="sudo, or look inside with pagein ls and pagein cat"
+        )
 
 
 def _raise(answer: Mapping[str, Any], folder: MountFolder) -> NoReturn:
@@ -93,6 +98,8 @@ def _become_server(
             writer,
             {"error": str(error), "hint": error.hint, "errno": getattr(error, "errno", 0)},
         )
+    except OSError as error:  # the disk of the folder is full, say
+        _tell(writer, {"error": f"cannot set up a mount in {folder.path}: {error.strerror}"})
     except BaseException as error:
         traceback.print_exc()
         _tell(writer, {"error": f"unexpected {type(error).__name__}: {error}"})
