@@ -68,9 +68,14 @@ class Paths:
         return self.state / "images" / index.hex
 
     def make(self, folder: Path) -> Path:
-        """Create a folder of ours, for its owner alone, and return it. Raises PageinError."""
+        """Create a folder of ours, for its owner alone, and return it. Raises PageinError.
+
+        Its parents too: ``mkdir(parents=True)`` would leave those open to everyone.
+        """
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder.parent.is_dir():
+                self.make(folder.parent)
+            folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise PageinError(
                 f"cannot make the folder {folder}: {error.strerror}",
