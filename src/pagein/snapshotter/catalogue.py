@@ -133,21 +133,25 @@ def _open(path: Path) -> sqlite3.Connection:
     connection = _connect(path)
     try:
         path.chmod(0o600)
-        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(str(problem))
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise UsageError(
-                f"{path} has version {version}, and this pagein knows {VERSION}",
-                hint="install the newer pagein again",
-            )
-        if version == 0:
-            connection.executescript(_SCHEMA)
+        _check(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise sqlite3.DatabaseError(str(problem))
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise UsageError(
+            f"{path} has version {version}, and this pagein knows {VERSION}",
+            hint="install the newer pagein again",
+        )
+    if version == 0:
+        connection.executescript(_SCHEMA)
 
 
 def _is_damage(error: sqlite3.OperationalError) -> bool:

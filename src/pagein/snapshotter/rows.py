@@ -46,6 +46,12 @@ _COLUMNS: Final = """
     s.id, s.name, p.name, s.kind, s.created_ns, s.updated_ns, s.labels, s.mode, s.depth, s.image,
     s.size, s.inodes FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent
 """
+_CHAIN: Final = f"""
+    WITH RECURSIVE below (id, parent) AS (
+        SELECT id, parent FROM snapshot WHERE name = ?
+        UNION ALL SELECT n.id, n.parent FROM snapshot n JOIN below ON n.id = below.parent)
+    SELECT {_COLUMNS} JOIN below ON below.id = s.id ORDER BY s.depth DESC
+"""  # noqa: S608 - nothing of a caller's is in it
 
 
 class Rows:
@@ -68,24 +74,23 @@ class Rows:
 
     def chain(self, name: str) -> list[Record]:
         """Return a snapshot and all below it, itself first. Raises SnapshotNotFoundError."""
-        self.get(name)
-        rows = self._sql.execute(
-            f"""WITH RECURSIVE below (id, parent) AS (
-                SELECT id, parent FROM snapshot WHERE name = ?
-                UNION ALL SELECT n.id, n.parent FROM snapshot n JOIN below ON n.id = below.parent)
-            SELECT {_COLUMNS} JOIN below ON below.id = s.id ORDER BY s.depth DESC""",
-            (name,),
-        )
-        return [_record(row) for row in rows]
+        rows = [_record(row) for row in self._sql.execute(_CHAIN, (name,))]
+        if not rows:
+            raise SnapshotNotFoundError(f"no snapshot {name!r}")
+        return rows
 
     def all(self) -> list[Record]:
         """Return every snapshot, oldest first."""
         return [_record(row) for row in self._sql.execute(f"SELECT {_COLUMNS} ORDER BY s.id")]
 
     def children(self, parent: str) -> list[Record]:
-        """Return what stands on a snapshot, or, for an empty name, on nothing."""
-        query = f"SELECT {_COLUMNS} WHERE coalesce(p.name, '') = ?"
-        return [_record(row) for row in self._sql.execute(query, (parent,))]
+        """Return what stands on a snapshot, or, for an empty name, on nothing.
+
+        Raises SnapshotNotFoundError.
+        """
+        parent_id = self.get(parent).id if parent else None
+        query = f"SELECT {_COLUMNS} WHERE s.parent IS ?"
+        return [_record(row) for row in self._sql.execute(query, (parent_id,))]
 
     def insert(self, new: NewSnapshot, now_ns: int) -> Record:
         """Store a snapshot on a committed parent.
