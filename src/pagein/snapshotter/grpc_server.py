@@ -109,14 +109,14 @@ class SnapshotsServer:
             name: grpc.unary_unary_rpc_method_handler(
                 functools.partial(self._answer, name, call),
                 request_deserializer=request.FromString,
-                response_serializer=Message.SerializeToString,
+                response_serializer=_written,
             )
             for name, (request, call) in unary.items()
         }
         handlers["List"] = grpc.unary_stream_rpc_method_handler(
             functools.partial(self._stream, "List", calls.list),
             request_deserializer=pb.ListSnapshotsRequest.FromString,
-            response_serializer=Message.SerializeToString,
+            response_serializer=_written,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
@@ -197,6 +197,10 @@ class _Calls:
 
     def list(self, request: pb.ListSnapshotsRequest) -> Iterator[pb.ListSnapshotsResponse]:
         return list_messages(self._snapshotter.walk(request.filters))
+
+
+def _written(message: Message) -> bytes:
+    return message.SerializeToString()  # of its own class: the base class has none that works
 
 
 def _words(error: PageinError) -> str:
