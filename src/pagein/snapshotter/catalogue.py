@@ -79,8 +79,9 @@ class Catalogue:
             if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
                 raise UsageError(f"cannot open {root / _FILE}: {error}") from error
             place = _set_aside(root)
+            reason = " ".join(str(error).split())
             raise CatalogueDamagedError(
-                f"the database of snapshots {root / _FILE} is damaged ({error}); it and the "
+                f"the database of snapshots {root / _FILE} is damaged ({reason}); it and the "
                 f"snapshots are now in {place}",
                 hint="start again to begin with none, and have containerd pull its images anew",
             ) from error

@@ -133,7 +133,7 @@ class _Scanner:
         if self._peek() and self._peek() in quotes:
             return self._quoted(self._peek())
         found = self._take(_VALUE)
-        if found is None or found[0] in '"':
+        if found is None or found[0] in _QUOTED:
             raise self._error("expected a value")
         return found
 

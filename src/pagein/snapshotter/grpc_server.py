@@ -6,9 +6,7 @@ the snapshotter in each request: a socket has one.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +26,7 @@ from pagein.errors import (
 )
 from pagein.events import Observer, SnapshotterProblem, ignore
 from pagein.snapshotter.grpc_messages import info_message, list_messages, mount_messages
+from pagein.snapshotter.private_socket import bind_privately
 from pagein.snapshotter.proto import snapshots_pb2 as pb
 from pagein.snapshotter.service import Snapshotter
 
@@ -49,7 +48,6 @@ the calls that containerd makes every 10 s. A thread is made when none is idle, 
 """
 
 _STOP_S: Final = 5.0
-_MAX_PATH: Final = 107  # sun_path of unix(7), less its zero
 _Request = TypeVar("_Request", bound=Message)
 _Answer = TypeVar("_Answer")
 
@@ -71,20 +69,7 @@ class SnapshotsServer:
 
     def start(self) -> None:
         """Listen, and return. Raises UsageError where the socket cannot be made or is served."""
-        path = self._path
-        if _is_served(path):
-            raise UsageError(f"another process serves {path}", hint="stop it first")
-        # Nobody can connect before the permissions are right: the name comes last.
-        unready = path.with_name(f".{path.name}.new")
-        if len(str(unready).encode()) > _MAX_PATH:
-            raise UsageError(f"the path of the socket is too long: {path}")
-        unready.unlink(missing_ok=True)
-        try:
-            self._server.add_insecure_port(f"unix:{unready}")
-            unready.chmod(0o600)
-            unready.rename(path)
-        except (RuntimeError, OSError) as error:
-            raise UsageError(f"cannot listen on {path}: {error}") from error
+        bind_privately(self._server, self._path)
         self._server.start()
 
     def stop(self) -> None:
@@ -205,12 +190,3 @@ def _written(message: Message) -> bytes:
 
 def _words(error: PageinError) -> str:
     return f"{error}; {error.hint}" if error.hint else str(error)
-
-
-def _is_served(path: Path) -> bool:
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True

@@ -222,7 +222,20 @@ class SnapshotterContract:
         found = stack.client.list(f"name=={base}", f"name=={top}", "name==nobody")
         assert {info.name for info in found} == {base, top}
 
-    @pytest.mark.parametrize("text", ["name==", "name=x", '"name', ",", 'name=="a', "=="])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "name==",
+            "name=x",
+            '"name',
+            ",",
+            'name=="a',
+            "==",
+            "name==/a/",
+            "name.",
+            "name kind",
+        ],
+    )
     def test_a_filter_that_is_none_is_refused(self, client: SnapshotterClient, text: str) -> None:
         # containerd 1.6 says "invalid argument" in words, with the code UNKNOWN.
         with refused(grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN):
