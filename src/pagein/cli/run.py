@@ -62,7 +62,7 @@ def command(
     pagein run registry:5000/app:v1 -- python3 -c 'print(40 + 2)'
     """
     from pagein.daemon import mounts
-    from pagein.daemon.containers import ContainerOptions, run_image
+    from pagein.daemon.containers import ContainerOptions, run_image, sweep_bundles
     from pagein.daemon.serve import check_root
     from pagein.runtime.resolve import find_runtime
 
@@ -75,6 +75,7 @@ def command(
     check_root()
     find_runtime(runtime)
     mounts.sweep(settings.paths)
+    sweep_bundles(settings.paths)
     with show.progress("converting") as update:
         found = settings.images.require(
             reference, platform=platform, progress=update, say=show.note

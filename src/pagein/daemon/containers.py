@@ -1,8 +1,15 @@
-"""``pagein run``: mount an image writably, run a container on it, and clear up."""
+"""``pagein run``: mount an image writably, run a container on it, and clear up.
+
+A `pagein run` that was killed leaves a container that may well go on: it has its command, its
+mount and the process that serves it. The next run of that name ends it; any other lets it be, and
+takes away what it no longer needs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,13 +19,16 @@ from pathlib import Path
 from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.mount_server import MountOptions
 from pagein.daemon.mounts import umount
+from pagein.daemon.paths import Paths
 from pagein.daemon.serve import serve_mount
+from pagein.device.mount import unmount
+from pagein.errors import DeviceError, PageinError, RuntimeFailedError
 from pagein.format.manifest import parse_config
 from pagein.runtime.bundle import claim_bundle, prepare_bundle
-from pagein.runtime.container import run_container
+from pagein.runtime.container import delete_container, run_container
 from pagein.runtime.host import gather_facts
 from pagein.runtime.names import check_name, new_name
-from pagein.runtime.resolve import find_runtime
+from pagein.runtime.resolve import RUNTIMES, find_runtime
 from pagein.runtime.spec import RunOptions
 
 
@@ -44,24 +54,63 @@ def wants_tty(asked: bool | None) -> bool:
 
 def run_image(images: Images, found: FoundImage, options: ContainerOptions) -> int:
     """Run a container to its end; return the exit code of its command."""
-    runtime = find_runtime(options.runtime)
     name = options.run.name
-    config = parse_config(found.index.config)
     bundle = images.node.paths.make(images.node.paths.run / "bundles") / name
-    with claim_bundle(bundle, name), _kept(images, name, keep=options.keep) as upper:
-        mounting = MountOptions(
-            target=None, backend=options.backend, writable=True, upper_parent=upper
-        )
-        record = serve_mount(images, found, mounting)
+    runtime = find_runtime(options.runtime)
+    paths = images.node.paths
+    with claim_bundle(bundle, name) as claim, _kept(images, name, keep=options.keep) as upper:
         try:
-            rootfs = Path(record.target)
-            prepare_bundle(bundle, config, rootfs, options.run, gather_facts())
-            return run_container(
-                runtime, bundle, name, tty=options.run.tty, stop_signal=config.stop_signal
+            _end_abandoned(paths, bundle)
+            mounting = MountOptions(
+                target=None, backend=options.backend, writable=True, upper_parent=upper
             )
+            record = serve_mount(images, found, mounting, keep_from_server=(claim,))
+            rootfs = Path(record.target)
+            try:
+                config = parse_config(found.index.config)
+                prepare_bundle(bundle, config, rootfs, options.run, gather_facts())
+                return run_container(
+                    runtime, bundle, name, tty=options.run.tty, stop_signal=config.stop_signal
+                )
+            finally:
+                umount(paths, rootfs)
         finally:
-            umount(images.node.paths, Path(record.target))
             shutil.rmtree(bundle, ignore_errors=True)
+
+
+def sweep_bundles(paths: Paths) -> None:
+    """Clear what killed runs left, as far as no container needs it."""
+    for bundle in (paths.run / "bundles").glob("*"):
+        # Without a config.json its owner is about to take the lock: do not get in the way.
+        if (bundle / "config.json").exists():
+            with contextlib.suppress(OSError, ValueError), (bundle / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _let_go(bundle)
+
+
+def _let_go(bundle: Path) -> None:
+    with contextlib.suppress(DeviceError):
+        # A container that still runs has this mount in a namespace of its own.
+        unmount(_rootfs(bundle))
+    if not (bundle / "state" / bundle.name).exists():
+        shutil.rmtree(bundle, ignore_errors=True)
+
+
+def _end_abandoned(paths: Paths, bundle: Path) -> None:
+    """End the container of a killed run of this name, whose bundle is claimed."""
+    if not (bundle / "config.json").exists():
+        return
+    for name in RUNTIMES:  # whichever it was
+        with contextlib.suppress(RuntimeFailedError):
+            delete_container(find_runtime(name), bundle, bundle.name)
+    with contextlib.suppress(PageinError):
+        umount(paths, _rootfs(bundle))
+    (bundle / "config.json").unlink()
+
+
+def _rootfs(bundle: Path) -> Path:
+    """Where the root of a prepared bundle is mounted. Raises OSError."""
+    return Path(json.loads((bundle / "config.json").read_bytes())["root"]["path"])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,8 +24,18 @@ from pagein.daemon.mounts import MountFolder, MountRecord
 from pagein.errors import DeviceError, PageinError, UsageError
 
 
-def serve_mount(images: Images, found: FoundImage, options: MountOptions) -> MountRecord:
-    """Mount an image and return once the tree is usable. Raises UsageError or DeviceError."""
+def serve_mount(
+    images: Images,
+    found: FoundImage,
+    options: MountOptions,
+    *,
+    keep_from_server: Sequence[int] = (),
+) -> MountRecord:
+    """Mount an image and return once the tree is usable. Raises UsageError or DeviceError.
+
+    The serving process lives longer than this one; descriptors in ``keep_from_server``, which hold
+    locks of this one, are closed there.
+    """
     if options.target is not None:
         _check_target(options.target)
         options = dataclasses.replace(options, target=options.target.resolve())
@@ -36,7 +46,8 @@ def serve_mount(images: Images, found: FoundImage, options: MountOptions) -> Mou
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os.close(reader)
+        for descriptor in (reader, *keep_from_server):
+            os.close(descriptor)
         _become_server(images, found, options, folder, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as answers:

@@ -26,11 +26,12 @@ _MAX_ACCOUNT_FILE = 16 << 20
 
 
 @contextlib.contextmanager
-def claim_bundle(bundle: Path, name: str) -> Iterator[None]:
+def claim_bundle(bundle: Path, name: str) -> Iterator[int]:
     """Own the bundle of the container ``name``: hold this around its preparation and its run.
 
-    The claim ends with the process, however it ends. Makes ``bundle``, root-only. Raises UsageError
-    where another process, or another claim in this one, owns it.
+    The claim ends with the process, however it ends: a process that is forked meanwhile and lives
+    longer has to close the descriptor that this yields. Makes ``bundle``, root-only. Raises
+    UsageError where another process, or another claim in this one, owns it.
     """
     bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(bundle / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -42,7 +43,7 @@ def claim_bundle(bundle: Path, name: str) -> Iterator[None]:
             f"container {name} is running already", hint="choose another --name"
         ) from None
     try:
-        yield
+        yield lock
     finally:
         os.close(lock)
 

@@ -107,7 +107,7 @@ def test_a_state_folder_of_somebody_else_is_one_line(
     site: Site, nobody: Typed, node: NodeUnderTest
 ) -> None:
     done = nobody("ls", site.app, "/", code=1, PAGEIN_ROOT="/proc/pagein")
-    assert done.stderr.startswith("pagein: cannot make the folder /proc/pagein/lib")
+    assert done.stderr.startswith("pagein: cannot make the folder /proc/pagein: ")
     assert "PAGEIN_ROOT" in done.stderr
     assert done.stderr.count("\n") == 2
 
@@ -180,12 +180,13 @@ def run_elsewhere(
 def test_without_dev_fuse_a_mount_is_one_line_that_says_so(
     backend: str, site: Site, node: NodeUnderTest
 ) -> None:
-    target = node.target()
-    done = run_elsewhere(node, BARE_DEV, "mount", "--backend", backend, site.app, target)
-    assert done.returncode == 1
-    line, hint = done.stderr.splitlines()
-    assert line == "pagein: cannot open /dev/fuse: No such file or directory"
-    assert "modprobe fuse" in hint
+    for words in (("mount", site.app, node.target()), ("run", site.app, "--", "true")):
+        done = run_elsewhere(node, BARE_DEV, words[0], "--backend", backend, *words[1:])
+        assert done.returncode == 1
+        line, hint = done.stderr.splitlines()
+        assert line == "pagein: cannot open /dev/fuse: No such file or directory"
+        assert "modprobe fuse" in hint
+        assert node.leftovers() == []
 
 
 def findings(text: str) -> dict[str, dict[str, object]]:
