@@ -31,6 +31,7 @@ _IMAGE_SERVICES: Final = ("/runtime.v1.ImageService/", "/runtime.v1alpha2.ImageS
 _PULL: Final = tuple(f"{service}PullImage" for service in _IMAGE_SERVICES)
 _REMOVE: Final = tuple(f"{service}RemoveImage" for service in _IMAGE_SERVICES)
 _STOP_S: Final = 5.0
+_LONGEST_S: Final = 10.0 * 365 * 86400
 _MAX_MESSAGE: Final = 64 << 20  # containerd and kubelet allow 16 MiB
 _NOT_OURS: Final = frozenset({"user-agent", "content-type", "te"})
 _SIZES: Final = (
@@ -76,7 +77,7 @@ class CriProxy:
         self._listen.unlink(missing_ok=True)
 
 
-class _EveryMethod(grpc.GenericRpcHandler[bytes, bytes]):
+class _EveryMethod(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not generic when it runs
     """Answers for any method. On the wire a unary call is a stream of one message each way."""
 
     def __init__(self, channel: grpc.Channel, credentials: CapturedCredentials) -> None:
@@ -119,9 +120,12 @@ class _EveryMethod(grpc.GenericRpcHandler[bytes, bytes]):
         self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Yield the upstream's answers; its status and trailers become ours."""
-        call: Any = self._channel.stream_stream(method)(
+        passing = self._channel.stream_stream(
+            method, request_serializer=None, response_deserializer=None
+        )
+        call: Any = passing(
             requests,
-            timeout=context.time_remaining(),
+            timeout=_deadline(context),
             metadata=_passed_on(context.invocation_metadata()),
         )
         if not context.add_callback(call.cancel):
@@ -169,6 +173,12 @@ def _host_of(address: str) -> str:
 def _note(attempt: PullAttempt, answer: bytes) -> None:
     with contextlib.suppress(DecodeError):
         attempt.succeeded(pb.PullImageResponse.FromString(answer).image_ref)
+
+
+def _deadline(context: grpc.ServicerContext) -> float | None:
+    """Return the seconds that are left; grpc says centuries where the caller named no deadline."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None or remaining > _LONGEST_S else remaining
 
 
 def _passed_on(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:

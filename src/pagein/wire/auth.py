@@ -34,11 +34,15 @@ _SCHEME = re.compile(rf"[\s,]*({_NAME})(?=[\s,]|$)")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credential:
-    """Who asks. ``identity_token`` is an OAuth2 refresh token and goes before the password."""
+    """Who asks. ``identity_token`` is an OAuth2 refresh token and goes before the password.
+
+    ``registry_token`` is a bearer token to show the registry as it is: no token server is asked.
+    """
 
     username: str = ""
     password: str = ""
     identity_token: str = ""
+    registry_token: str = ""
 
     def __repr__(self) -> str:
         return f"Credential(username={self.username!r}, ...)"
