@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -42,36 +43,65 @@ class NoImages:
 
 
 @pytest.fixture(scope="module")
-def pagein_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SnapshotterClient]:
+def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where pagein's snapshotter listens."""
     folder = tmp_path_factory.mktemp("pagein")
     snapshotter = Snapshotter(folder / "root", NoImages())
     server = SnapshotsServer(snapshotter, folder / "socket")
     server.start()
-    client = SnapshotterClient(folder / "socket", "pagein")
-    yield client
-    client.close()
+    yield folder / "socket"
     server.stop()
     snapshotter.close()
 
 
 @pytest.fixture(scope="module")
-def overlayfs_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SnapshotterClient]:
+def pagein_client(socket: Path) -> Iterator[SnapshotterClient]:
+    with contextlib.closing(SnapshotterClient(socket, "pagein")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def containerd(socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     if shutil.which("containerd") is None:
         pytest.skip("needs containerd")
-    with Containerd(tmp_path_factory.mktemp("containerd") / "node") as containerd:
-        lease = subprocess.run(
-            containerd.ctr("leases", "create"), check=True, capture_output=True, text=True
-        ).stdout.strip()
-        metadata = {"containerd-namespace": "default", "containerd-lease": lease}
-        client = SnapshotterClient(containerd.socket, "overlayfs", metadata)
+    config = (
+        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[proxy_plugins.pagein]\ntype = "snapshot"\naddress = "{socket}"\n'
+    )
+    with Containerd(tmp_path_factory.mktemp("containerd") / "node", config) as containerd:
+        yield containerd
+
+
+def through(containerd: Containerd, name: str) -> Iterator[SnapshotterClient]:
+    """Speak to a snapshotter through containerd, under a lease: its collector takes the rest."""
+    lease = subprocess.run(
+        containerd.ctr("leases", "create"), check=True, capture_output=True, text=True
+    ).stdout.strip()
+    metadata = {"containerd-namespace": "default", "containerd-lease": lease}
+    with contextlib.closing(SnapshotterClient(containerd.socket, name, metadata)) as client:
         yield client
-        client.close()
+
+
+@pytest.fixture(scope="module")
+def proxied_client(containerd: Containerd) -> Iterator[SnapshotterClient]:
+    yield from through(containerd, "pagein")
+
+
+@pytest.fixture(scope="module")
+def overlayfs_client(containerd: Containerd) -> Iterator[SnapshotterClient]:
+    yield from through(containerd, "overlayfs")
 
 
 class TestPagein(SnapshotterTreesContract):
     @pytest.fixture
     def client(self, pagein_client: SnapshotterClient) -> SnapshotterClient:
         return pagein_client
+
+
+class TestPageinBehindContainerd(SnapshotterTreesContract):
+    @pytest.fixture
+    def client(self, proxied_client: SnapshotterClient) -> SnapshotterClient:
+        return proxied_client
 
 
 class TestContainerdOverlayfs(SnapshotterTreesContract):
