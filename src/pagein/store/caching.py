@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from pagein.engine.coalesce import runs
 from pagein.errors import CacheError, NotFoundError
 from pagein.events import CacheWriteFailed, Kind, Observer, ignore
 from pagein.store.source import OpenSector, RunSource, SectorCache
@@ -71,24 +72,41 @@ class CachingSource:
 
     def get(self, ref: SectorRef, /, *, kind: Kind = Kind.DEMAND) -> Sector:
         """Return the sector from memory, disk or upstream. Raises what upstream raises."""
+        sector = self._local(ref, kind)
+        if sector is None:
+            sector = self._upstream.get(ref, kind=kind)
+            self._keep(sector)
+        return sector
+
+    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
+        """Yield what is here, then what upstream has of the rest, and keep that.
+
+        The disk is asked, too: that `peek` knows nothing of a sector only means that this process
+        has not verified it yet.
+        """
+        missing = []
+        for ref in refs:
+            sector = self._local(ref, kind)
+            if sector is None:
+                missing.append(ref)
+            else:
+                yield sector
+        for run in runs(missing):
+            for sector in self._upstream.get_run(run, kind=kind):
+                self._keep(sector)
+                yield sector
+
+    def _local(self, ref: SectorRef, kind: Kind) -> Sector | None:
         held = self._held(ref)
         if held is not None:
             return held
         try:
             return self._cache.get(ref, kind=kind)
         except NotFoundError:
-            pass
+            return None
         except CacheError as error:
             self._observer(CacheWriteFailed(ref.digest, str(error)))
-        sector = self._upstream.get(ref, kind=kind)
-        self._keep(sector)
-        return sector
-
-    def get_run(self, refs: Sequence[SectorRef], /, *, kind: Kind) -> Iterator[Sector]:
-        """Yield and keep a run from upstream: the caller knows that it is not here."""
-        for sector in self._upstream.get_run(refs, kind=kind):
-            self._keep(sector)
-            yield sector
+            return None
 
     def _keep(self, sector: Sector) -> None:
         with self._lock:

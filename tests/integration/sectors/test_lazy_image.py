@@ -77,9 +77,24 @@ def test_a_front_to_back_read_is_the_image_and_costs_one_fetch_a_sector(
     assert _bytes_read(pack) == STORED_BYTES
     if step > SIZE // 4:
         assert len(pack.reads) < STORED, "neighbours share a request"
+    for read_ahead in (False, True):
+        with _path(tmp_path, pack, read_ahead=read_ahead) as path:
+            assert _read_all(path.image, step) == WHOLE
+        assert _bytes_read(pack) == STORED_BYTES, "the second run reads from the cache"
+
+
+def test_hydrating_again_fetches_only_what_is_not_on_the_disk(tmp_path: Path) -> None:
+    pack = PackFile([PACK])
+    for _ in range(2):
+        with _path(tmp_path, pack) as path:
+            assert path.hydrate(lambda done, total: None) == STORED_BYTES
+        assert _bytes_read(pack) == STORED_BYTES
+    lost = DirectoryCache(tmp_path, limit_bytes=LIMIT)
+    for ref in (REFS[1], REFS[2], REFS[12]):
+        lost.remove(ref)
     with _path(tmp_path, pack) as path:
-        assert _read_all(path.image, step) == WHOLE
-    assert _bytes_read(pack) == STORED_BYTES, "the second run reads from the cache"
+        path.hydrate(lambda done, total: None)
+    assert _bytes_read(pack) == STORED_BYTES + sum(REFS[n].stored for n in (1, 2, 12))
 
 
 def test_many_readers_of_random_places_each_get_their_bytes(tmp_path: Path) -> None:
