@@ -43,7 +43,7 @@ def command(settings: Settings, *, as_json: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("image", "at", "backend"):
         table.add_column(title, overflow="fold")
-    for title in ("size", "fetched", "hit rate", "miss p50", "miss p99", "errors"):
+    for title in ("size", "fetched", "hit rate", "miss p50", "miss p99", "miss p99.9", "errors"):
         table.add_column(title, justify="right", no_wrap=True)
     for mount in found:
         table.add_row(
@@ -55,6 +55,7 @@ def command(settings: Settings, *, as_json: bool) -> None:
             show.percent(mount["hit_rate"]),
             show.duration(mount["miss_p50_s"]),
             show.duration(mount["miss_p99_s"]),
+            show.duration(mount["miss_p999_s"]),
             str(mount["read_errors"]),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)

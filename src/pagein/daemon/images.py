@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pagein.daemon.stats import MountStats
 from pagein.daemon.wiring import Node
 from pagein.errors import NotFoundError, PageinError, RemoteError, RemoteUnavailableError
 from pagein.events import Observer, ignore
@@ -170,9 +171,12 @@ class Images:
             yield ImageFiles(image.index.metadata, path.image)
 
     def hydrate(self, image: FoundImage, progress: ShowProgress) -> int:
-        """Have every sector in the cache; return their stored bytes."""
-        with self.node.read_path(image.index, image.repositories) as path:
-            return path.hydrate(progress)
+        """Have every sector in the cache; return the stored bytes that had to be fetched."""
+        stats = MountStats()
+        with self.node.read_path(image.index, image.repositories, stats.observe) as path:
+            path.hydrate(progress)
+        fetched: int = stats.snapshot()["bytes_fetched"]
+        return fetched
 
 
 def absolute_name(reference: str) -> ImageName:
