@@ -28,8 +28,8 @@ from pagein.events import (
 )
 from pagein.snapshotter.overlay import OverlayChoices
 from pagein.snapshotter.service import Snapshotter
-from pagein.snapshotter.values import Kind, Mount, Usage
-from pagein.testing.directory_images import DirectoryImages, Layer, chain_id
+from pagein.snapshotter.values import Kind, Usage
+from pagein.testing.directory_images import DirectoryImages, Layer, apply, chain_id, seen
 
 L1: Layer = {"a": "1", "b": "1"}
 L2: Layer = {"b": "2", "c": "2"}
@@ -111,32 +111,6 @@ class Site:
 
     def classical(self) -> list[PulledClassically]:
         return [event for event in self.events if isinstance(event, PulledClassically)]
-
-
-def apply(layer: Layer, mounts: list[Mount]) -> None:
-    """Write a layer into an upper directory; a removal is a whiteout there."""
-    (mount,) = mounts
-    upper = Path(mount.source)
-    for option in mount.options:
-        if option.startswith("upperdir="):
-            upper = Path(option.removeprefix("upperdir="))
-    for name, text in layer.items():
-        (upper / name).write_text(text if text is not None else "WHITEOUT")
-
-
-def seen(mounts: list[Mount]) -> dict[str, str]:
-    """Return the files that overlayfs would show: the nearest directory wins."""
-    (mount,) = mounts
-    folders = [mount.source]
-    if mount.type == "overlay":
-        options = dict(option.split("=", 1) for option in mount.options)
-        folders = [*([options["upperdir"]] if "upperdir" in options else [])]
-        folders += options["lowerdir"].split(":")
-    found: dict[str, str] = {}
-    for folder in map(Path, folders):
-        for path in folder.iterdir():
-            found.setdefault(path.name, path.read_text())
-    return {name: text for name, text in found.items() if text != "WHITEOUT"}
 
 
 @pytest.fixture
@@ -315,6 +289,15 @@ def test_half_an_unpack_is_never_taken_for_a_whole_one(site: Site) -> None:
     (site.root / "snapshots/1/unpacking").mkdir(parents=True)  # as a power cut leaves it
     (site.root / "snapshots/1/unpacking/half").write_text("half")
     assert site.view(L1) == L1
+
+
+def test_half_an_unpack_takes_no_room_after_a_restart(site: Site) -> None:
+    site.images.convert(APP, L1, L2)
+    site.pull(APP, L1, L2)
+    (site.root / "snapshots/1/unpacking").mkdir(parents=True)
+    site.restart()
+    site.snapshotter.ensure()
+    assert os.listdir(site.root / "snapshots/1") == []
 
 
 def test_the_image_goes_with_its_last_top_layer(site: Site) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _GARBAGE: Final = "removed-"
+_HALF: Final = "unpacking"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,7 +68,7 @@ class SnapshotDirectories:
         if files.exists():
             return files
         files.parent.mkdir(mode=0o700, exist_ok=True)
-        half = files.with_name("unpacking")
+        half = files.with_name(_HALF)
         if half.exists():
             shutil.rmtree(half)
         unpack(half)
@@ -75,6 +76,11 @@ class SnapshotDirectories:
         half.rename(files)
         _sync_file_system(files)
         return files
+
+    def drop_unfinished(self) -> None:
+        """Remove what a crash left half unpacked. Nothing may be unpacking."""
+        for half in self._folder.glob(f"*/{_HALF}"):
+            shutil.rmtree(half)
 
     def put_aside(self, living: Iterable[int]) -> None:
         """Rename what is not of a living snapshot; the catalogue must not change meanwhile."""

@@ -17,7 +17,6 @@ SNAPSHOT_REF: Final = "containerd.io/snapshot.ref"
 IMAGE_REF: Final = "containerd.io/snapshot/cri.image-ref"
 MANIFEST_DIGEST: Final = "containerd.io/snapshot/cri.manifest-digest"
 LAYER_DIGEST: Final = "containerd.io/snapshot/cri.layer-digest"
-IMAGE_LAYERS: Final = "containerd.io/snapshot/cri.image-layers"
 
 MAX_LABEL_BYTES: Final = 4096
 """Key and value of one label together (containerd's pkg/labels/validate.go)."""

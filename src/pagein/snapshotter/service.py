@@ -70,7 +70,8 @@ class Snapshotter:
         self._meter = UsageMeter()
 
     def ensure(self) -> None:
-        """Bring back, after a restart, what snapshots stand on; from local state only."""
+        """Bring back what snapshots stand on, from local state only. Before the first call."""
+        self._directories.drop_unfinished()
         self._lazy.attach_all()
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:

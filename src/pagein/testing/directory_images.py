@@ -7,14 +7,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from pagein.errors import NotFoundError, PageinError
 from pagein.snapshotter.images import LazyImage
 from pagein.snapshotter.labels import IMAGE_REF, LAYER_DIGEST, MANIFEST_DIGEST, SNAPSHOT_REF
+from pagein.snapshotter.values import Mount
 from pagein.types import Digest
 
 Layer = Mapping[str, str | None]
-"""Paths and their text; None removes what is below."""
+"""File names and their text; None removes what is below."""
+
+_WHITEOUT: Final = "(removed)"
 
 
 def chain_id(layers: Sequence[Layer]) -> str:
@@ -115,7 +119,32 @@ def _merge(layers: Sequence[Layer], into: Path) -> None:
         for name, text in layer.items():
             path = into / name
             if text is None:
-                path.unlink()
+                path.unlink(missing_ok=True)
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
+
+
+def apply(layer: Layer, mounts: Sequence[Mount]) -> None:
+    """Write a layer where the mounts would write it, without mounting; a removal is marked."""
+    (mount,) = mounts
+    upper = Path(mount.source)
+    for option in mount.options:
+        if option.startswith("upperdir="):
+            upper = Path(option.removeprefix("upperdir="))
+    for name, text in layer.items():
+        (upper / name).write_text(_WHITEOUT if text is None else text)
+
+
+def seen(mounts: Sequence[Mount]) -> dict[str, str]:
+    """Return the files that the mounts would show: the nearest directory wins."""
+    (mount,) = mounts
+    folders = [mount.source]
+    if mount.type == "overlay":
+        options = dict(option.split("=", 1) for option in mount.options if "=" in option)
+        folders = [options["upperdir"]] if "upperdir" in options else []
+        folders += options["lowerdir"].split(":")
+    found: dict[str, str] = {}
+    for folder in map(Path, folders):
+        for path in folder.iterdir():
+            found.setdefault(path.name, path.read_text())
+    return {name: text for name, text in found.items() if text != _WHITEOUT}
