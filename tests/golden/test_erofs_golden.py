@@ -17,8 +17,8 @@ from pagein.format.erofs.write import write_metadata
 DUMPS = Path(__file__).parent / "erofs"
 SIZES = {"sector_size": 256 << 10, "hot_blocks": 64, "data_blocks": 128}
 HASHES = {
-    "small": "b42fac3803bc544a5284bda888db4a1f069cd894212d889032f63e5d73b0193a",
-    "layouts": "d518b95bd94de5bc580119edbc29791eddc48b85222327d193c9cbeeec8f5d1d",
+    "small": "773cc7cc2e78f05742441a68d874a80a1f177fcac17e3350f75ab36f812afd53",
+    "layouts": "2a91965c0ac5d573e4677cd8e5f905a8182f200e123cab80253e53abd37e8000",
     "names": "534cf0ba544b84059d0bca7b7443c4f8f933012323ad74a34d2042f2ee123d95",
 }
 REFUSED = {

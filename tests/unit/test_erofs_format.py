@@ -92,7 +92,7 @@ def test_the_hash_seed_does_not_change_the_bytes(hash_seed: str) -> None:
         check=True,
     )
     assert done.stdout.strip() == (
-        "7f99ce554b76c93b4d29f1e53c0a87ddc4423282cdf8fb144e9dbca75ae6fe9f"
+        "9e6711f546b72292bd23c0cfac2c645388fa9383f551a5d55988aba1c1485d7a"
     )
 
 
@@ -295,6 +295,44 @@ def test_the_check_names_what_is_broken(offset: int, data: bytes, why: str) -> N
     assert struct.unpack_from("<HHH", metadata, ROOT) == (5, 0, 0o40755)
     with pytest.raises(FormatError, match=why):
         check_metadata(patched(metadata, offset, data), **SIZES)
+
+
+def one_file(size: int) -> tuple[bytes, int]:
+    """An image with one flat file, and the byte of its inode."""
+    metadata = image(root_with(f=Node(NodeKind.FILE, size=size, layout=Flat(3))))
+    return metadata, ErofsReader(metadata).lookup(b"f", follow=False).offset
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(1, 0), (4096, 0), (4097, 1), (60 * 4096, 1)])
+def test_a_file_of_more_than_a_block_has_one_chunk_and_reads_back_as_a_run(
+    size: int, chunks: int
+) -> None:
+    metadata, _ = one_file(size)
+    reader = ErofsReader(metadata)
+    inode = reader.lookup(b"f", follow=False)
+    assert inode.chunks == chunks
+    assert reader.layout(inode) == Flat(3)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "why"),
+    [
+        (0, struct.pack("<H", 1), "a plain file of 12289 bytes"),
+        (16, struct.pack("<I", 2), "chunk format 0x2"),
+        (16, struct.pack("<I", 0x42), "chunk format 0x42"),
+        (64, struct.pack("<HHI", 0, 3, 3), "of device 3 are not there"),
+        (64, struct.pack("<HHI", 0, 0, 3), "of device 0 are not there"),
+        (64, struct.pack("<HHI", 1, 1, 3), "are not there"),
+        (64, struct.pack("<HHI", 0, 1, SIZES["hot_blocks"] - 3), "are not there"),
+    ],
+)
+def test_a_chunk_index_must_name_blocks_that_its_device_has(
+    offset: int, data: bytes, why: str
+) -> None:
+    metadata, inode = one_file(3 * 4096 + 1)
+    check_metadata(metadata, **SIZES)
+    with pytest.raises(FormatError, match=why):
+        check_metadata(patched(metadata, inode + offset, data), **SIZES)
 
 
 def test_a_wrong_checksum_is_refused() -> None:

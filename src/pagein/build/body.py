@@ -15,10 +15,10 @@ from pagein.format.tree import Chunked, Flat, Node
 from pagein.types import BLOCK_SIZE, Digest
 
 _MAX_BLOCKS = 1 << 32
-"""A 4-byte chunk map addresses 2**32 blocks, 16 TiB; the last value means a hole."""
+"""A chunk index addresses 2**32 blocks, 16 TiB; the last value means a hole."""
 
 _MAX_CHUNKS = 1 << 23
-"""Map entries an image may have, 32 MiB of metadata: 32 TiB of sparse files at 4 MiB a sector."""
+"""Map entries an image may have, 64 MiB of metadata: 32 TiB of sparse files at 4 MiB a sector."""
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ def check_metadata(
             f"{len(survey.inodes)} inodes where the superblock counts {superblock.inodes}",
             field="inos",
         )
-    if superblock.has_chunks != (survey.chunked > 0):
+    if superblock.has_chunks != (survey.chunks > 0):
         raise FormatError("the chunk feature does not fit the files", field="feature_incompat")
     return survey.report()
 
@@ -75,7 +75,6 @@ class _Survey:
     claimed: int = 0
     names: int = 0
     xattrs: int = 0
-    chunked: int = 0
     chunks: int = 0
     holes: int = 0
     file_bytes: int = 0
@@ -130,9 +129,8 @@ class _Survey:
             case NodeKind.FILE:
                 self.file_bytes += inode.size
                 layout = self.reader.layout(inode)
+                self.chunks += inode.chunks
                 if isinstance(layout, Chunked):
-                    self.chunked += 1
-                    self.chunks += len(layout.blocks)
                     self.holes += layout.blocks.count(HOLE)
             case NodeKind.DIRECTORY:
                 self.links[inode.nid] = 2
@@ -174,7 +172,9 @@ class _Survey:
 
 def _spans(inode: Inode) -> list[tuple[int, int, int]]:
     """Byte ranges of the metadata that belong to an inode."""
-    tail = inode.tail_offset + inode.chunks * MAP_ENTRY
+    tail = inode.tail_offset
+    if inode.chunks:
+        tail = inode.map_offset + inode.chunks * MAP_ENTRY
     if inode.kind not in (NodeKind.DIRECTORY, NodeKind.SYMLINK):
         return [(inode.offset, tail, inode.nid)]
     blocks = inode.size // BLOCK_SIZE

@@ -2,7 +2,11 @@
 
 Rule 1. Always extended: the compact form loses nanoseconds, and all of the time before
 kernel 6.15.
-Rule 2. Regular files are plain (one run of body blocks) or chunked with a 4-byte map.
+Rule 2. A regular file of more than one block has a map of 8-byte chunk indexes, which name the
+device; a file in one run has one chunk. Not plain, although that would say the same: in a plain
+file the kernel (6.12 to 6.18, fs/erofs/fileio.c) looks for the next page at the address that it has
+already translated, finds it elsewhere, and so asks a file-backed device for each 4 KiB page by
+itself. An ``import torch`` made 154,000 requests that way instead of 14,000.
 Rule 3. Directories and symlinks are plain (blocks of the metadata part) or inline: the last block
 lies right behind the inode, in the same 4096-byte block as the inode itself.
 """
@@ -27,7 +31,10 @@ MAX_ROOT_NID: Final = 0xFFFF
 MAX_TARGET: Final = 4095
 MAX_CHUNK_BITS: Final = 31
 MAX_SIZE: Final = (1 << 63) - 1
-MAP_ENTRY: Final = 4
+MAP_ENTRY: Final = 8
+
+CHUNK_INDEXES: Final = 0x20
+"""``EROFS_CHUNK_FORMAT_INDEXES``: the map has 8-byte entries."""
 
 _INODE = struct.Struct("<HHHHQIIIIqIIQQ")
 _EXTENDED: Final = 1
@@ -88,8 +95,13 @@ class Inode(NamedTuple):
 
     @property
     def tail_offset(self) -> int:
-        """Byte of the metadata after inode and xattrs: inline data or the chunk map."""
+        """Byte of the metadata after inode and xattrs: inline data, or (aligned) the chunk map."""
         return self.nid * NID_UNIT + INODE_SIZE + self.xattr_size
+
+    @property
+    def map_offset(self) -> int:
+        """Byte of the metadata where the chunk map starts."""
+        return align_map(self.tail_offset)
 
     @property
     def chunk_bits(self) -> int:
@@ -106,8 +118,20 @@ class Inode(NamedTuple):
     @property
     def footprint(self) -> int:
         """Bytes of the metadata that belong to this inode: itself, xattrs, map, names, target."""
+        if self.data_layout is DataLayout.CHUNKED:
+            return align_map(INODE_SIZE + self.xattr_size) + self.chunks * MAP_ENTRY
         data = 0 if self.kind is NodeKind.FILE else self.size
-        return INODE_SIZE + self.xattr_size + self.chunks * MAP_ENTRY + data
+        return INODE_SIZE + self.xattr_size + data
+
+
+def align_map(offset: int) -> int:
+    """Return the first byte at or after ``offset`` where a chunk map may start."""
+    return offset + -offset % MAP_ENTRY
+
+
+def run_chunk_bits(size: int) -> int:
+    """Binary logarithm of a chunk's blocks in a file of one run: one chunk, or as few as can be."""
+    return min((-(-size // BLOCK_SIZE) - 1).bit_length(), MAX_CHUNK_BITS)
 
 
 def chunk_count(size: int, chunk_bits: int) -> int:
@@ -214,11 +238,12 @@ def _check_bounds(metadata: memoryview, inode: Inode) -> None:
     stop = tail
     match inode.kind, inode.data_layout:
         case NodeKind.FILE, DataLayout.CHUNKED:
-            if inode.address > MAX_CHUNK_BITS or not size:
+            if inode.address & ~MAX_CHUNK_BITS != CHUNK_INDEXES or not size:
                 raise _broken(f"chunk format {inode.address:#x}", inode.nid)
-            stop = tail + inode.chunks * MAP_ENTRY
+            stop = inode.map_offset + inode.chunks * MAP_ENTRY
         case NodeKind.FILE, _:
-            pass
+            if size > BLOCK_SIZE:
+                raise _broken(f"a plain file of {size} bytes", inode.nid)
         case ((NodeKind.DIRECTORY | NodeKind.SYMLINK), layout):
             if not size or (inode.kind is NodeKind.SYMLINK and size > MAX_TARGET):
                 raise _broken(f"a {inode.kind.name} of {size} bytes", inode.nid)

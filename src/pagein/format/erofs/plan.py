@@ -19,6 +19,9 @@ from pagein.format.erofs.inode import (
     MAX_TARGET,
     NID_UNIT,
     DataLayout,
+    align_map,
+    chunk_count,
+    run_chunk_bits,
 )
 from pagein.format.erofs.xattr import encode_xattrs
 from pagein.format.tree import Chunked, Node, NodeKind
@@ -173,9 +176,10 @@ def _place(inode: PlannedInode, room: _Room) -> int:
     match node.kind:
         case NodeKind.FILE:
             inode.size = node.size
-            if node.size and isinstance(node.layout, Chunked):
+            entries = _map_entries(node)
+            if entries:
                 inode.layout = DataLayout.CHUNKED
-                head += len(node.layout.blocks) * MAP_ENTRY
+                head = align_map(head) + entries * MAP_ENTRY
         case NodeKind.DIRECTORY if inode.listing:
             *runs, last = inode.listing.runs
             names = inode.listing.names[last]
@@ -198,3 +202,10 @@ def _place(inode: PlannedInode, room: _Room) -> int:
         inode.layout = DataLayout.INLINE
     inode.offset = room.take(head + tail if is_inline else head, in_one_block=is_inline)
     return wholes + (1 if tail and not is_inline else 0)
+
+
+def _map_entries(node: Node) -> int:
+    """Chunk indexes that a regular file needs; 0 for a plain one, of one block at most."""
+    if node.size and isinstance(node.layout, Chunked):
+        return len(node.layout.blocks)
+    return chunk_count(node.size, run_chunk_bits(node.size)) if node.size > BLOCK_SIZE else 0

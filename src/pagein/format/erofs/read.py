@@ -17,9 +17,10 @@ from pagein.format.erofs.inode import (
     Inode,
     data_block,
     parse_inode,
+    run_chunk_bits,
 )
 from pagein.format.erofs.superblock import (
-    NO_BLOCK,
+    NO_INDEX,
     Geometry,
     first_inode_offset,
     parse_superblock,
@@ -177,7 +178,11 @@ class ErofsReader:
         if inode.kind is not NodeKind.FILE or not inode.size:
             return None
         if inode.data_layout is DataLayout.CHUNKED:
-            return Chunked(inode.chunk_bits, tuple(self._chunks(inode, 0, inode.chunks)))
+            blocks = tuple(self._chunks(inode, 0, inode.chunks))
+            is_run = len(blocks) == 1 and inode.chunk_bits == run_chunk_bits(inode.size) > 0
+            if is_run and blocks[0] != HOLE:
+                return Flat(blocks[0])
+            return Chunked(inode.chunk_bits, blocks)
         return Flat(self._body_block(inode, inode.address, _blocks_of(inode)))
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
@@ -227,15 +232,31 @@ class ErofsReader:
         """Yield entries ``[first, end)`` of a chunk map as body blocks or HOLE."""
         per_chunk = 1 << inode.chunk_bits
         total = _blocks_of(inode)
-        start = inode.tail_offset + first * MAP_ENTRY
-        stop = inode.tail_offset + end * MAP_ENTRY
-        entries = struct.iter_unpack("<I", self._metadata[start:stop])
-        for index, (block,) in enumerate(entries, first):
-            if block == NO_BLOCK:
+        start = inode.map_offset + first * MAP_ENTRY
+        stop = inode.map_offset + end * MAP_ENTRY
+        entries = struct.iter_unpack("<Q", self._metadata[start:stop])
+        for index, (entry,) in enumerate(entries, first):
+            if entry == NO_INDEX:
                 yield HOLE
             else:
                 count = min(per_chunk, total - index * per_chunk)
-                yield self._body_block(inode, block, count)
+                yield self._indexed_block(inode, entry, count)
+
+    def _indexed_block(self, inode: Inode, entry: int, count: int) -> int:
+        """Turn a chunk index into a body block."""
+        device, block = (entry & 0xFFFFFFFF) >> 16, entry >> 32
+        parts = self.geometry.parts
+        if (
+            entry & 0xFFFF
+            or not 0 < device <= len(parts)
+            or block + count > parts[device - 1].blocks
+        ):
+            raise FormatError(
+                f"inode {inode.nid}: {count} blocks from {block} of device {device} are not there",
+                field="chunk index",
+                offset=inode.offset,
+            )
+        return parts[device - 1].start - self.geometry.body_start + block
 
     def _body_block(self, inode: Inode, block: int, count: int) -> int:
         """Turn an absolute block into a body block; all ``count`` must lie inside one part."""

@@ -19,7 +19,10 @@ SLOTS_OFFSET: Final = 1152
 """The device table follows the superblock; ``devt_slotoff`` counts in units of 128 bytes."""
 
 NO_BLOCK: Final = 0xFFFFFFFF
-"""A hole in a chunk map; so no block may have this address."""
+"""The address of a hole; so no block may have it."""
+
+NO_INDEX: Final = NO_BLOCK << 32
+"""A chunk index that is a hole: 0 (2 bytes), device 0 (2), address (4)."""
 
 MAX_PARTS: Final = 2
 

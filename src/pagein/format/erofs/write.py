@@ -13,18 +13,21 @@ from typing import Final
 from pagein.errors import FormatError
 from pagein.format.erofs.dirent import encode_block
 from pagein.format.erofs.inode import (
+    CHUNK_INDEXES,
     INODE_SIZE,
     MAX_CHUNK_BITS,
     MAX_SIZE,
     DataLayout,
     InodeFields,
+    align_map,
     chunk_count,
     encode_device,
     pack_inode,
+    run_chunk_bits,
 )
 from pagein.format.erofs.plan import Listing, PlannedInode, plan_tree
 from pagein.format.erofs.superblock import (
-    NO_BLOCK,
+    NO_INDEX,
     SUPERBLOCK_OFFSET,
     Superblock,
     cut_parts,
@@ -82,22 +85,32 @@ def _check_parts(sector_size: int, hot_blocks: int, data_blocks: int) -> None:
 
 
 class _Addresses:
-    """Body block to absolute block, for extents that lie inside one part."""
+    """Body blocks to absolute blocks and to chunk indexes, for extents that lie inside one part."""
 
     def __init__(self, start: int, hot_end: int, end: int) -> None:
         self._start = start
         self._hot_end = hot_end
         self._end = end
+        self._data_device = 2 if hot_end else 1
 
-    def of(self, block: int, count: int) -> int:
+    def absolute(self, block: int, count: int) -> int:
         """Return the absolute block of ``count`` blocks from body block ``block``."""
+        self._check(block, count)
+        return self._start + block
+
+    def _check(self, block: int, count: int) -> None:
         stop = block + count
         if block < 0 or stop > self._end or block < self._hot_end < stop:
             raise FormatError(
                 f"{count} blocks from body block {block} do not lie inside one part",
                 field="layout",
             )
-        return self._start + block
+
+    def _index(self, block: int) -> int:
+        """Return the chunk index of a body block: 0 (2 bytes), device (2), block in it (4)."""
+        if block >= self._hot_end:
+            return block - self._hot_end << 32 | self._data_device << 16
+        return NO_INDEX if block == HOLE else block << 32 | 1 << 16
 
     def of_chunks(self, node: Node, layout: Chunked) -> list[int]:
         """Return the entries of a chunk map."""
@@ -109,15 +122,14 @@ class _Addresses:
             )
         if bits == 0 and min(layout.blocks) >= HOLE and max(layout.blocks) < self._end:
             # A block cannot lie in two parts: the common case needs no test for each of them.
-            start = self._start
-            return [NO_BLOCK if block == HOLE else start + block for block in layout.blocks]
+            return [self._index(block) for block in layout.blocks]
         left = -(-node.size // BLOCK_SIZE)
-        entries: list[int] = []
         for block in layout.blocks:
             count = min(1 << bits, left)
-            entries.append(NO_BLOCK if block == HOLE else self.of(block, count))
+            if block != HOLE:
+                self._check(block, count)
             left -= count
-        return entries
+        return [self._index(block) for block in layout.blocks]
 
 
 def _emit(metadata: bytearray, planned: PlannedInode, number: int, addresses: _Addresses) -> None:
@@ -157,16 +169,25 @@ def _emit_file(metadata: bytearray, planned: PlannedInode, tail: int, addresses:
     if not 0 <= node.size <= MAX_SIZE:
         raise FormatError(f"a file cannot have {node.size} bytes", field="size")
     match node.layout if node.size else None:
-        case Chunked() as layout:
-            entries = addresses.of_chunks(node, layout)
-            struct.pack_into(f"<{len(entries)}I", metadata, tail, *entries)
-            return layout.chunk_bits
-        case Flat(block):
-            return addresses.of(block, -(-node.size // BLOCK_SIZE))
+        case Flat(block) if node.size <= BLOCK_SIZE:
+            return addresses.absolute(block, 1)
+        case Flat() | Chunked() as layout:
+            chunks = _as_chunks(layout, node.size)
+            entries = addresses.of_chunks(node, chunks)
+            struct.pack_into(f"<{len(entries)}Q", metadata, align_map(tail), *entries)
+            return CHUNK_INDEXES | chunks.chunk_bits
         case None if node.size:
             raise FormatError(f"a file of {node.size} bytes has no layout", field="layout")
         case None:
             return 0
+
+
+def _as_chunks(layout: Flat | Chunked, size: int) -> Chunked:
+    if isinstance(layout, Chunked):
+        return layout
+    bits = run_chunk_bits(size)
+    starts = range(layout.block, layout.block + -(-size // BLOCK_SIZE), 1 << bits)
+    return Chunked(bits, tuple(starts))
 
 
 def _directory_blocks(listing: Listing) -> list[bytes]:
