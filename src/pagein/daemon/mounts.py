@@ -26,6 +26,7 @@ from pagein.errors import DeviceError, NotFoundError, PageinError, UsageError
 from pagein.store.atomic import write_durably
 
 _GONE_S = 15.0
+_UNFINISHED_S = 60.0
 
 
 class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,27 +51,29 @@ class MountFolder:
         self.path = path
 
     @classmethod
-    def create(cls, paths: Paths) -> MountFolder:
-        """Make a new folder with a name of its own."""
-        return cls(paths.make(paths.make(paths.mounts) / secrets.token_hex(6)))
+    def create(cls, paths: Paths) -> tuple[MountFolder, int]:
+        """Make a new folder with a name of its own, and take its lock.
+
+        The descriptor holds the lock until every process has closed it. The folder gets its name
+        when it is locked: under its name, an open lock means a dead process.
+        """
+        name = secrets.token_hex(6)
+        unfinished = paths.make(paths.make(paths.mounts) / f".{name}")
+        lock = os.open(unfinished / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return cls(unfinished.rename(paths.mounts / name)), lock
 
     @property
     def control(self) -> Path:
         """The control socket of the serving process."""
         return self.path / "control.sock"
 
-    def lock(self) -> int:
-        """Take the lock; the descriptor holds it until it is closed by every process."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return descriptor
-
     def is_dead(self) -> bool:
-        """Whether no process holds the lock. A folder without a lock file is still being made."""
+        """Whether no process holds the lock. Without a lock file it is half removed."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            return False
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,7 +107,8 @@ def folders(paths: Paths) -> Iterator[MountFolder]:
     except PermissionError:
         raise PageinError(f"cannot look into {paths.mounts}", hint="sudo") from None
     for path in found:
-        yield MountFolder(path)
+        if not path.name.startswith("."):
+            yield MountFolder(path)
 
 
 def live(paths: Paths) -> list[tuple[MountFolder, MountRecord]]:
@@ -120,6 +124,7 @@ def live(paths: Paths) -> list[tuple[MountFolder, MountRecord]]:
 def sweep(paths: Paths) -> list[str]:
     """Clear what killed processes left: their mounts and folders. Return the freed targets."""
     freed = []
+    _sweep_unfinished(paths)
     for folder in folders(paths):
         if not folder.is_dead():
             continue
@@ -135,6 +140,14 @@ def sweep(paths: Paths) -> list[str]:
         folder.remove()
         shutil.rmtree(paths.state / "writable" / folder.path.name, ignore_errors=True)
     return freed
+
+
+def _sweep_unfinished(paths: Paths) -> None:
+    """Clear what processes left that were killed before their folder had a name."""
+    for path in paths.mounts.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _UNFINISHED_S:
+                MountFolder(path).remove()
 
 
 def find(paths: Paths, target: Path) -> tuple[MountFolder, MountRecord]:

@@ -40,7 +40,7 @@ def serve_mount(
         _check_target(options.target)
         options = dataclasses.replace(options, target=options.target.resolve())
     check_root()
-    folder = MountFolder.create(images.node.paths)
+    folder, lock = MountFolder.create(images.node.paths)
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -50,6 +50,7 @@ def serve_mount(
             os.close(descriptor)
         _become_server(images, found, options, folder, writer)
     os.close(writer)
+    os.close(lock)  # the serving process has it
     with os.fdopen(reader, "rb") as answers:
         answer = json.loads(answers.readline() or b'{"error": "the serving process died"}')
     os.waitpid(child, 0)
@@ -94,7 +95,6 @@ def _become_server(
         os.setsid()
         if os.fork() != 0:
             os._exit(0)
-        folder.lock()
         log = os.open(folder.path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDWR)
         for number, descriptor in ((0, null), (1, log), (2, log)):
