@@ -4,17 +4,21 @@
 
 Same registry on loopback, same image, runs in turn, the client's page cache and stores empty each
 time; the registry's own files are read back into the page cache, so that only the client is cold.
+One pull of containerd's counts for each command of a turn; they run right after it, one after
+another, with the page cache as the pull has left it. Every run of pagein's starts from nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from harness import Containerd, Series, Timing, drop_caches, save, time_command, workspace
+from harness import Containerd, Series, drop_caches, save, time_command, workspace
 from pagein.testing.docker_registry import DockerRegistry
 
 PAGEIN = [sys.executable, "-m", "pagein"]
@@ -31,72 +35,73 @@ COMMANDS = {
 }
 
 
-def containerd_start(folder: Path, reference: str, code: str, blobs: Path) -> Timing:
-    """Pull and run with an empty containerd; both count."""
+def containerd_starts(
+    folder: Path, reference: str, codes: Iterable[str], blobs: Path
+) -> list[float]:
+    """Pull with an empty containerd, then run each command; seconds to first output, with pull."""
     with Containerd(folder) as containerd:
         drop_caches(blobs)
-        pull = time_command(containerd.ctr("image", "pull", "--plain-http", reference))
-        run = time_command(containerd.ctr("run", "--rm", reference, "bench", "python3", "-c", code))
+        pull = time_command(containerd.ctr("image", "pull", "--plain-http", reference)).total
+        seconds = []
+        for number, code in enumerate(codes):
+            words = ["run", "--rm", reference, f"bench{number}", "python3", "-c", code]
+            seconds.append(pull + time_command(containerd.ctr(*words)).first_output)
         subprocess.run(containerd.ctr("image", "rm", reference), check=True, capture_output=True)
-    return Timing(pull.total + run.first_output, pull.total + run.total)
+    return seconds
 
 
-def pagein_start(folder: Path, reference: str, code: str, blobs: Path) -> Timing:
-    """Run with an empty pagein root."""
+def pagein_start(folder: Path, reference: str, code: str, blobs: Path) -> float:
+    """Run with an empty pagein root; seconds to first output."""
     drop_caches(blobs)
-    environment = {"PAGEIN_ROOT": str(folder)}
-    return time_command(
-        [*PAGEIN, "run", "--rm", reference, "--", "python3", "-c", code], environment
+    command = [*PAGEIN, "run", "--rm", reference, "--", "python3", "-c", code]
+    timing = time_command(command, {"PAGEIN_ROOT": str(folder)})
+    shutil.rmtree(folder)
+    return timing.first_output
+
+
+def publish(layout: Path, image: str, reference: str) -> None:
+    """Push an image as it is, and convert it there."""
+    source, target = f"oci:{layout}:{image}", f"docker://{reference}"
+    command = ["skopeo", "copy", "-q", "--dest-tls-verify=false", source, target]
+    subprocess.run(command, check=True)
+    done = subprocess.run(
+        [*PAGEIN, "convert", "--json", reference], check=True, capture_output=True
     )
+    print(image, "converted:", json.loads(done.stdout), flush=True)
+
+
+def measure(folder: Path, reference: str, image: str, runs: int, blobs: Path) -> list[Series]:
+    """Take turns; return containerd's and our series of each command."""
+    commands = COMMANDS[image]
+    theirs = [Series(f"{image}: {title}: containerd") for title in commands]
+    ours = [Series(f"{image}: {title}: pagein") for title in commands]
+    for _ in range(runs):
+        seconds = containerd_starts(folder / "containerd", reference, commands.values(), blobs)
+        for series, value in zip(theirs, seconds, strict=True):
+            series.values.append(value)
+        for series, code in zip(ours, commands.values(), strict=True):
+            series.values.append(pagein_start(folder / "root", reference, code, blobs))
+    for title, one, other in zip(commands, theirs, ours, strict=True):
+        ratio = one.median / other.median
+        print(f"{image:14} {title:14} containerd {one.cell()}  pagein {other.cell()}"
+              f"  x{ratio:.1f}", flush=True)  # fmt: skip
+    return [*theirs, *ours]
 
 
 def main() -> None:
     """Read the command line and run all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layout", type=Path, default=Path("/var/tmp/pagein-bench/layout"))
+    parser.add_argument("--images", type=Path, default=Path("/var/tmp/pagein-bench"))
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--containerd-runs", type=int, help="default: as --runs")
-    parser.add_argument("images", nargs="*", default=list(COMMANDS), metavar="IMAGE")
+    parser.add_argument("names", nargs="*", default=list(COMMANDS), metavar="IMAGE")
     arguments = parser.parse_args()
     series: list[Series] = []
     with workspace() as folder, DockerRegistry(folder / "registry") as registry:
-        blobs = registry.data
-        for image in arguments.images:
+        for image in arguments.names:
             reference = f"{registry.host}/{image}:latest"
-            source = f"oci:{arguments.layout}:{image}"
-            subprocess.run(
-                [
-                    "skopeo",
-                    "copy",
-                    "-q",
-                    "--dest-tls-verify=false",
-                    source,
-                    f"docker://{reference}",
-                ],
-                check=True,
-            )
-            convert = subprocess.run(
-                [*PAGEIN, "convert", "--json", reference], check=True, capture_output=True
-            )
-            print(image, "converted:", json.loads(convert.stdout), flush=True)
-            for title, code in COMMANDS[image].items():
-                ours = Series(f"{image}: {title}: pagein run")
-                theirs = Series(f"{image}: {title}: containerd pull + run")
-                for turn in range(arguments.runs):
-                    if turn < (arguments.containerd_runs or arguments.runs):
-                        timing = containerd_start(folder / "containerd", reference, code, blobs)
-                        theirs.values.append(timing.first_output)
-                    timing = pagein_start(
-                        folder / f"root-{image}-{title}-{turn}", reference, code, blobs
-                    )
-                    ours.values.append(timing.first_output)
-                    subprocess.run(
-                        ["rm", "-rf", str(folder / f"root-{image}-{title}-{turn}")], check=True
-                    )
-                series += [theirs, ours]
-                print(f"{image:14} {title:14} containerd {theirs.cell()}  pagein {ours.cell()}"
-                      f"  x{theirs.median / ours.median:.1f}", flush=True)  # fmt: skip
-    print(save("starts", series))
+            publish(arguments.images / "layout", image, reference)
+            series += measure(folder, reference, image, arguments.runs, registry.data)
+            save("starts", series)
 
 
 if __name__ == "__main__":

@@ -36,13 +36,18 @@ class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All settings. Sizes are text such as ``20GiB``; times are in seconds."""
+    """All settings. Sizes are text such as ``20GiB``; times are in seconds.
+
+    ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
+    ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
+    """
 
     cache_size: str = "20GiB"
     read_timeout: float = 60.0
     request_timeout: float = 20.0
     fetch_workers: int = 4
-    read_ahead_kb: int = 1024
+    read_ahead_kb: int = 256
+    hosts_dir: str = "/etc/containerd/certs.d"
     registry: dict[str, RegistryConfig] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,6 +63,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def cache_bytes(self) -> int:
         """``cache_size`` in bytes."""
         return parse_size(self.cache_size)
+
+    @property
+    def hosts_dirs(self) -> tuple[Path, ...]:
+        """The folders of ``hosts_dir``, in the order they are looked into."""
+        return tuple(Path(folder) for folder in self.hosts_dir.split(":") if folder)
 
     def for_host(self, host: str) -> RegistryConfig:
         """Return the settings of one registry host, or the defaults."""
