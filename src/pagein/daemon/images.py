@@ -58,15 +58,37 @@ class Images:
     def resolve(
         self, name: ImageName, platform: str | None, *, want_artifact: bool = True
     ) -> tuple[Repository, Resolved]:
-        """Follow a reference at the first place that answers. Raises what the last one raises."""
+        """Follow a reference at the first place that answers. Raises what the last one raises.
+
+        A mirror may have the image and not what refers to it: the places after it are asked for
+        the artifact.
+        """
         wanted = self.node.platform(platform)
         *mirrors, own = self.node.places(name)
+        without: tuple[Repository, Resolved] | None = None
         for mirror in mirrors:
             with contextlib.suppress(NotFoundError, RemoteError):
                 reference = self.node.reference(name, mirror)
-                return mirror, resolve(mirror, reference, wanted, want_artifact=want_artifact)
-        reference = self.node.reference(name, own)
-        return own, resolve(own, reference, wanted, want_artifact=want_artifact)
+                found = resolve(mirror, reference, wanted, want_artifact=want_artifact)
+                if found.artifact is not None or not want_artifact:
+                    return mirror, found
+                without = without or (mirror, found)
+        try:
+            reference = self.node.reference(name, own)
+            return own, resolve(own, reference, wanted, want_artifact=want_artifact)
+        except (NotFoundError, RemoteError):
+            if without is None:
+                raise
+            return without
+
+    def place(self, name: ImageName) -> Repository:
+        """Return the first place that has an image, to read its source from."""
+        *mirrors, own = self.node.places(name)
+        for mirror in mirrors:
+            with contextlib.suppress(NotFoundError, RemoteError):
+                mirror.manifest(self.node.reference(name, mirror))
+                return mirror
+        return own
 
     def find(self, reference: str, *, platform: str | None = None) -> FoundImage:
         """Find a converted image. Raises NotFoundError where nobody has converted it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform as host_platform
 from collections.abc import Sequence
@@ -11,37 +10,52 @@ from pathlib import Path
 
 from pagein.daemon.config import Config
 from pagein.daemon.paths import Paths
+from pagein.daemon.registries import Registries
 from pagein.errors import UsageError
 from pagein.events import Observer, ignore
 from pagein.format.index import Index
 from pagein.format.platforms import Platform
-from pagein.store.credentials import DockerCredentials
+from pagein.store.captured_credentials import CapturedCredentials
+from pagein.store.credentials import ChainedCredentials, Credentials, DockerCredentials
 from pagein.store.directory import DirectoryCache
 from pagein.store.layout import LayoutRepository
-from pagein.store.registry import RegistryRepository
 from pagein.store.repository import Repository, SingleImage, WritableRepository
 from pagein.store.source import SectorCache
 from pagein.store.stack import ReadPath
-from pagein.transport.http import HttpTransport, TlsOptions
 from pagein.types import Digest, ImageName, Transport
 
 
 class Node:
-    """This machine: its configuration, credentials and cache, and the places it can read from."""
+    """This machine: its configuration, credentials and cache, and the places it can read from.
 
-    def __init__(self, paths: Paths, config: Config) -> None:
+    ``captured`` has the logins that came with kubelet's pulls, where there is a daemon.
+    """
+
+    def __init__(
+        self, paths: Paths, config: Config, *, captured: CapturedCredentials | None = None
+    ) -> None:
         self.paths = paths
         self.config = config
+        self._captured = captured
+        self._registries = Registries(config)
 
     @cached_property
-    def _credentials(self) -> DockerCredentials:
+    def _docker(self) -> DockerCredentials:
         return DockerCredentials.load(os.environ, Path.home())
 
+    def _credentials(self, name: ImageName) -> Credentials:
+        """Return who asks for an image: docs/how-to/kubernetes.md has the order and why."""
+        if self._captured is None:
+            return self._docker
+        return ChainedCredentials((self._captured.for_image(name), self._docker))
+
     def repository(self, name: ImageName) -> Repository:
-        """Return the place that a reference names, to read from.
+        """Return the place that a reference names, to read from; of several hosts the last.
 
         Archives and trees are no start's business, so their modules are imported only here.
         """
+        if name.transport is Transport.DOCKER:
+            return self.places(name)[-1]
         if name.transport in (Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE):
             from pagein.store.archive import DockerArchiveRepository, OciArchiveRepository
 
@@ -58,7 +72,7 @@ class Node:
         """Return the place that a reference names, to write to. Raises UsageError."""
         match name.transport:
             case Transport.DOCKER:
-                return self._registry(name)
+                return self._registries.to_write(name, self._credentials(name))
             case Transport.OCI:
                 return LayoutRepository(Path(name.path))
         raise UsageError(
@@ -66,28 +80,11 @@ class Node:
             hint="name a destination: docker://HOST/REPOSITORY:TAG or oci:DIR:TAG",
         )
 
-    def _registry(self, name: ImageName) -> RegistryRepository:
-        settings = self.config.for_host(name.host)
-        tls = TlsOptions(
-            ca_files=(Path(settings.ca),) if settings.ca else (),
-            client_certificate=Path(settings.client_cert) if settings.client_cert else None,
-            client_key=Path(settings.client_key) if settings.client_key else None,
-            skip_verify=settings.skip_verify,
-        )
-        transport = HttpTransport(timeout_s=self.config.request_timeout, tls=tls)
-        return RegistryRepository(
-            name, transport, self._credentials, plain_http=settings.plain_http
-        )
-
     def places(self, name: ImageName) -> list[Repository]:
         """Return where an image may be read from: its mirrors in order, then its own place."""
-        mirrors: tuple[str, ...] = ()
-        if name.transport is Transport.DOCKER:
-            mirrors = self.config.for_host(name.host).mirrors
-        return [
-            *(self._registry(dataclasses.replace(name, host=host)) for host in mirrors),
-            self.repository(name),
-        ]
+        if name.transport is not Transport.DOCKER:
+            return [self.repository(name)]
+        return [*self._registries.to_read(name, self._credentials(name))]
 
     @staticmethod
     def reference(name: ImageName, place: Repository) -> str | Digest:

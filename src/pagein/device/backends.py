@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import operator
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -26,9 +28,10 @@ from pagein.device.fuse_server import (
     open_fuse_device,
 )
 from pagein.device.loop import attach_loop
-from pagein.device.mount import mount_erofs, unmount
+from pagein.device.mount import learn_size, mount_erofs, unmount
 from pagein.errors import DeviceError
 from pagein.events import Observer, ignore
+from pagein.wire.fuse import InitFlag
 
 _LOOP_NEEDED: Final = frozenset({errno.ENOTBLK, errno.EINVAL})
 """What mount(2) of EROFS on a file answers where the kernel wants a block device (< 6.12)."""
@@ -37,36 +40,80 @@ Backend = Literal["auto", "fuse", "loop"]
 
 
 class ServedFiles:
-    """Device files in ``folder``, each a mount of its own, and the threads that serve them."""
+    """Device files in ``folder``, each a mount of its own, and the threads that serve them.
+
+    ``on_end`` is called by a thread whose file is no longer used by anybody.
+    """
 
     def __init__(
-        self, folder: Path, *, observer: Observer = ignore, demand_threads: int = DEMAND_THREADS
+        self,
+        folder: Path,
+        *,
+        observer: Observer = ignore,
+        demand_threads: int = DEMAND_THREADS,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self._folder = folder
         self._observer = observer
         self._demand_threads = demand_threads
+        self._on_end = on_end
         self._visible: list[Path] = []
-        self._running: list[tuple[FuseServer, threading.Thread]] = []
+        self._running: dict[str, tuple[FuseServer, threading.Thread]] = {}
 
     def serve(self, image: BlockImage, name: str) -> Path:
         """Show an image as a file, and serve it from a thread. Raises DeviceError."""
         path = self._folder / name
         descriptor = open_fuse_device()
-        server = FuseServer(
-            descriptor, image, observer=self._observer, demand_threads=self._demand_threads
-        )
+        server = self._server(descriptor, image)
         try:
             path.touch(mode=0o600)
             mount_fuse_file(descriptor, path)
             self._visible.append(path)
-            # A daemon thread: a process that is told to end does not wait for its mounts.
-            thread = threading.Thread(target=server.serve, name=f"fuse {name}", daemon=True)
-            thread.start()
+            self._start(server, name)
         except BaseException:
             server.close()
             raise
-        self._running.append((server, thread))
         return path
+
+    def adopt(self, descriptor: int, image: BlockImage, name: str) -> None:
+        """Go on serving a file whose server has died; the descriptor belongs to us from now on."""
+        server = self._server(descriptor, image)
+        try:
+            self._start(server, name)
+        except BaseException:
+            server.close()
+            raise
+
+    def _server(self, descriptor: int, image: BlockImage) -> FuseServer:
+        return FuseServer(
+            descriptor, image, observer=self._observer, demand_threads=self._demand_threads
+        )
+
+    def _start(self, server: FuseServer, name: str) -> None:
+        # A daemon thread: a process that is told to end does not wait for its mounts.
+        thread = threading.Thread(
+            target=self._serve, args=(server,), name=f"fuse {name}", daemon=True
+        )
+        thread.start()
+        self._running[name] = (server, thread)
+
+    def _serve(self, server: FuseServer) -> None:
+        try:
+            server.serve()
+        finally:
+            if self._on_end is not None:
+                self._on_end()
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """The descriptor of each file by its name, for whoever keeps copies of them."""
+        return {name: server.descriptor for name, (server, _) in self._running.items()}
+
+    @property
+    def agreed(self) -> InitFlag:
+        """What the kernel and every server have agreed on; nothing where no file was used yet."""
+        both = [server.agreed for server, _ in self._running.values()]
+        return functools.reduce(operator.and_, both) if both else InitFlag(0)
 
     def hide(self) -> None:
         """Take the files out of sight; what has them open keeps them. Idempotent."""
@@ -79,9 +126,10 @@ class ServedFiles:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until every server has ended by itself; False when time ran out before."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for _, thread in self._running:
+        threads = [thread for _, thread in self._running.values()]
+        for thread in threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for _, thread in self._running)
+        return not any(thread.is_alive() for thread in threads)
 
     def close(self) -> None:
         """End the servers, also of files that are in use: reads of those then fail. Idempotent.
@@ -89,7 +137,7 @@ class ServedFiles:
         Waits for the reads that wait for a source.
         """
         self.hide()
-        for server, _ in self._running:
+        for server, _ in self._running.values():
             server.stop()
         self.wait()
 
@@ -117,19 +165,27 @@ def mount_image(
     read_ahead_kb: int | None = None,
     observer: Observer = ignore,
     demand_threads: int = DEMAND_THREADS,
+    on_served: Callable[[ServedFiles], None] | None = None,
+    on_end: Callable[[], None] | None = None,
 ) -> ImageMount:
     """Mount a split image at ``target``, and serve it until it is unmounted.
 
     ``metadata`` is a local file with the metadata part; ``parts`` are the others that are not
     empty, in order: local files, or images, which are served as files of that name in ``folder``
-    until the tree is mounted. Raises DeviceError; then nothing is left behind.
+    until the tree is mounted. ``on_served`` is called in between: once it has kept copies of the
+    descriptors, this process may die. ``on_end``: see `ServedFiles`. Raises DeviceError, and what
+    ``on_served`` raises; then nothing is left behind.
     """
-    files = ServedFiles(folder, observer=observer, demand_threads=demand_threads)
+    files = ServedFiles(folder, observer=observer, demand_threads=demand_threads, on_end=on_end)
     try:
         paths = [
             part if isinstance(part, Path) else files.serve(part, name)
             for name, part in parts.items()
         ]
+        if on_served is not None:
+            for path in paths:
+                learn_size(path)  # the kernel has said by then what it can
+            on_served(files)
         used = _mount_split(metadata, paths, target, backend, read_ahead_kb)
     except BaseException:
         files.close()

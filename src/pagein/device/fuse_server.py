@@ -18,13 +18,13 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from pagein.device.block import BlockImage
 from pagein.device.fuse_replies import GONE, UNWANTED, Replies
 from pagein.device.mount import MS_NODEV, MS_NOSUID, MS_RDONLY, mount
+from pagein.device.reply_pool import ReplyPool
 from pagein.device.splice import SplicePipe, is_resident
 from pagein.errors import DeviceError, FormatError
 from pagein.events import DeviceRead, Observer, ignore
@@ -63,8 +63,10 @@ def mount_fuse_file(descriptor: int, path: Path) -> None:
 class FuseServer:
     """Serves one image on one ``/dev/fuse`` descriptor, which it owns from now on.
 
-    It starts no thread before `serve`. ``on_last_release`` is called by a reader thread, and must
-    not block, each time the last open file of the device was closed.
+    The descriptor is a new one, or one that a dead server has left: then ``agreed`` stays empty, as
+    the kernel says what it can only once. It starts no thread before `serve`. ``on_last_release``
+    is called by a reader thread, and must not block, each time the last open file of the device was
+    closed.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class FuseServer:
         self._lock = threading.Lock()
         self._open_files = 0
         self.stopping = False
+        self.agreed = fuse.InitFlag(0)
         self._wake: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def serve(self) -> None:
@@ -95,7 +98,7 @@ class FuseServer:
 
         With the last descriptor of the connection go the reads that still wait: they fail.
         """
-        pool = ThreadPoolExecutor(self._demand_threads, thread_name_prefix="demand")
+        pool = ReplyPool(self._demand_threads)
         os.set_blocking(self.descriptor, False)
         others = [
             threading.Thread(target=self._run_reader, args=(pool,), name="fuse-reader")
@@ -110,7 +113,7 @@ class FuseServer:
             for thread in others:
                 if thread.ident is not None:
                     thread.join()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.finish()
             self.close()
 
     def stop(self) -> None:
@@ -128,7 +131,7 @@ class FuseServer:
                 os.close(self.descriptor)
                 self._wake = None
 
-    def _run_reader(self, pool: ThreadPoolExecutor) -> None:
+    def _run_reader(self, pool: ReplyPool) -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop)  # one reader that ends, for whatever reason, ends all
             pipe = None
@@ -148,6 +151,8 @@ class FuseServer:
     def answer(self, header: fuse.Header, request: memoryview) -> None:
         """Answer a request that is no read. Does not block."""
         answer = fuse.answer(header, request, size=self.image.size)
+        if header.opcode == fuse.Opcode.INIT:
+            self.agreed = fuse.parse_init(request).flags & fuse.WANTED
         if header.opcode == fuse.Opcode.OPEN:
             with self._lock:
                 self._open_files += 1
@@ -164,9 +169,7 @@ class FuseServer:
 class _Reader:
     """One reader thread: its buffer, its pipe, and the loop."""
 
-    def __init__(
-        self, server: FuseServer, pool: ThreadPoolExecutor, pipe: SplicePipe | None
-    ) -> None:
+    def __init__(self, server: FuseServer, pool: ReplyPool, pipe: SplicePipe | None) -> None:
         self._server = server
         self._pool = pool
         self._pipe = pipe

@@ -20,6 +20,7 @@ import msgspec
 from pagein.errors import PageinError
 from pagein.events import Observer, SnapshotterProblem, ignore
 from pagein.store.atomic import write_durably
+from pagein.store.credentials import Credentials
 from pagein.types import ImageName
 from pagein.wire.auth import Credential
 from pagein.wire.registry import api_host
@@ -50,6 +51,16 @@ class PullAttempt:
     def succeeded(self, image_id: str) -> None:
         """Keep the login when the pull ends."""
         self.image_id = image_id
+
+
+@dataclass(frozen=True, slots=True)
+class _OfImage:
+    captured: CapturedCredentials
+    image: ImageName
+
+    def for_repository(self, host: str, repository: str, /) -> Credential | None:
+        del repository  # the image's, however a mirror spells it
+        return self.captured.credential(self.image, host)
 
 
 class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -149,6 +160,10 @@ class CapturedCredentials:
                 del self._kept[name]
         if gone:
             self._save()
+
+    def for_image(self, image: ImageName) -> Credentials:
+        """Return what is known for one image, as something that a registry's client can ask."""
+        return _OfImage(self, image)
 
     def credential(self, image: ImageName, host: str, /) -> Credential | None:
         """Return the login of this reference; else the newest of another tag of its repository."""

@@ -22,7 +22,14 @@ import msgspec
 from pagein.errors import RemoteDeniedError, UsageError
 from pagein.wire.auth import Credential
 
-__all__ = ["Anonymous", "Credential", "Credentials", "DockerCredentials", "StaticCredentials"]
+__all__ = [
+    "Anonymous",
+    "ChainedCredentials",
+    "Credential",
+    "Credentials",
+    "DockerCredentials",
+    "StaticCredentials",
+]
 
 _MAX_FILE: Final = 4 << 20
 _HELPER_TIMEOUT_S: Final = 30.0
@@ -59,6 +66,20 @@ class StaticCredentials:
         """Return the credential if the host is the one it is for."""
         del repository
         return self.credential if self.host in {"", host} else None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainedCredentials:
+    """Asks one after the other; the first that knows a credential decides."""
+
+    links: tuple[Credentials, ...]
+
+    def for_repository(self, host: str, repository: str, /) -> Credential | None:
+        """Return the first credential. Raises what a link raises: none is passed over in error."""
+        for link in self.links:
+            if (found := link.for_repository(host, repository)) is not None:
+                return found
+        return None
 
 
 class _Auth(msgspec.Struct):

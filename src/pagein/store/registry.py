@@ -14,10 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
-from pagein.errors import FormatError, RemoteProtocolError, RemoteUnavailableError
+from pagein.errors import (
+    FormatError,
+    NotFoundError,
+    RemoteProtocolError,
+    RemoteUnavailableError,
+)
 from pagein.store.credentials import Anonymous, Credentials
 from pagein.store.registry_auth import read_limited
 from pagein.store.registry_referrers import Referrers
@@ -55,8 +61,9 @@ class RegistryRepository:
     """A `WritableRepository` in a registry. Safe to call from any thread.
 
     ``image`` gives host and repository. ``plain_http`` is not needed for 127.0.0.1, ::1 and
-    localhost. ``chunk_size`` (bytes) splits uploads for registries behind a proxy with a limit
-    on bodies.
+    localhost. ``endpoint`` is another host that answers for this one; without ``resolves`` it is
+    not asked what a name means (tags, referrers), only for what has a digest. ``chunk_size``
+    (bytes) splits uploads for registries behind a proxy with a limit on bodies.
     """
 
     def __init__(
@@ -66,14 +73,19 @@ class RegistryRepository:
         credentials: Credentials | None = None,
         *,
         plain_http: bool = False,
+        endpoint: Endpoint | None = None,
+        resolves: bool = True,
         chunk_size: int = _DEFAULT_CHUNK,
         clock: Clock | None = None,
     ) -> None:
-        self._host = image.host
+        self._host = urlsplit(endpoint.origin).netloc if endpoint else image.host
+        self._resolves = resolves
         self._clock = clock or Clock()
-        self._endpoint = Endpoint.of(image.host, image.repository, plain_http=plain_http)
+        self._endpoint = endpoint or Endpoint.of(
+            image.host, image.repository, plain_http=plain_http
+        )
         self._session = RegistrySession(
-            image.host, self._endpoint, transport, credentials or Anonymous(), clock=self._clock
+            self._host, self._endpoint, transport, credentials or Anonymous(), clock=self._clock
         )
         self._referrers = Referrers(self._session, self.manifest, self._put)
         self._chunk_size = chunk_size
@@ -88,7 +100,14 @@ class RegistryRepository:
 
     def manifest(self, reference: str | Digest, /) -> ManifestBlob:
         """Return the manifest under a tag or a digest, checked against the digest."""
+        if not isinstance(reference, Digest):
+            self._require_trust()
         return self._session.repeating(lambda: self._manifest(reference))
+
+    def _require_trust(self) -> None:
+        """Refuse to learn from a mirror what a name means: its answer could not be checked."""
+        if not self._resolves:
+            raise NotFoundError(f"{self._host} has no capability to resolve names")
 
     def _manifest(self, reference: str | Digest) -> ManifestBlob:
         joint = "@" if isinstance(reference, Digest) else ":"
@@ -205,10 +224,12 @@ class RegistryRepository:
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
         """Digests of manifests that refer to ``subject``: by the API, else by fallback tag."""
+        self._require_trust()
         return self._referrers.find(subject, artifact_type)
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are; NotFoundError where there is no such repository."""
+        self._require_trust()
         url: str | None = self._endpoint.tags()
         for _ in range(_MAX_PAGES):
             page = url

@@ -66,7 +66,7 @@ class RegistrySession:
         self._clock = clock
         self._auth = Authenticator(
             host,
-            endpoint.repository,
+            endpoint.scope_name,
             transport,
             credentials,
             plain_http=endpoint.plain_http,
@@ -76,7 +76,7 @@ class RegistrySession:
 
     def scopes(self, *actions: str, also: str | None = None) -> frozenset[Scope]:
         """Return the scopes for ``actions`` here, and to pull from the repository ``also``."""
-        own = Scope(self.endpoint.repository, actions)
+        own = Scope(self.endpoint.scope_name, actions)
         return frozenset({own} if also is None else {own, Scope(also)})
 
     @contextmanager

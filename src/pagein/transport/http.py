@@ -70,7 +70,8 @@ class HttpTransport:
 
     ``timeout_s`` bounds each wait for bytes, not a whole body; ``pool_size`` is the number of
     idle connections kept for each host. Proxies are those of HTTP_PROXY, HTTPS_PROXY and
-    NO_PROXY when the first request is sent; loopback is never asked through one.
+    NO_PROXY when the first request is sent; loopback is never asked through one. ``proxy`` goes
+    before all of these, for every host.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class HttpTransport:
         tls: TlsOptions | None = None,
         pool_size: int = 32,
         user_agent: str = "pagein",
+        proxy: str | None = None,
     ) -> None:
         self._timeout = urllib3.Timeout(connect=min(connect_timeout_s, timeout_s), read=timeout_s)
         self._tls = tls or TlsOptions()
         self._pool_size = pool_size
+        self._proxy = proxy
         self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
@@ -128,7 +131,8 @@ class HttpTransport:
             manager.clear()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        key = proxy, encrypted = _proxy_for(url), not url.startswith("http:")
+        named = _proxy_for(url) if self._proxy is None else self._proxy
+        key = proxy, encrypted = named, not url.startswith("http:")
         with self._lock:
             if self._process != os.getpid():
                 # A forked child must not talk on its parent's sockets.
@@ -157,7 +161,7 @@ class HttpTransport:
             headers = urllib3.make_headers(proxy_basic_auth=secret) if secret else None
             return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
         except (failures.HTTPError, ValueError) as error:
-            raise UsageError("the proxy named in the environment is not usable") from error
+            raise UsageError("the proxy named for this request is not usable") from error
 
 
 class _Body:
@@ -282,7 +286,7 @@ def _translate(error: Exception, request: Request) -> PageinError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RemoteError(
                 f"{place}: the certificate is not trusted: {cause.verify_message}",
-                hint=f'name its CA as ca_files in [registry."{host}"], or add it to the system',
+                hint=f"name its CA in the hosts.toml of {host}, or add it to the system's",
             )
     if any("WRONG_VERSION_NUMBER" in str(c) or "HTTP_REQUEST" in str(c) for c in causes):
         return RemoteProtocolError(

@@ -68,10 +68,15 @@ def redact(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The addresses of one repository (distribution-spec, "Endpoints")."""
+    """The addresses of one repository (distribution-spec, "Endpoints").
+
+    ``namespace`` is told to a host that stands in for the registry of that name: ``?ns=``.
+    """
 
     origin: str
     repository: str
+    root: str = "/v2"
+    namespace: str = ""
 
     @classmethod
     def of(cls, host: str, repository: str, *, plain_http: bool) -> Endpoint:
@@ -80,13 +85,24 @@ class Endpoint:
         return cls(f"{scheme}://{api_host(host)}", repository)
 
     @property
+    def scope_name(self) -> str:
+        """What token servers call the repository.
+
+        The name after ``/v2/``, also where a part of it is in ``root``: a project of Harbor's, say.
+        """
+        _, _, prefix = f"{self.root}/".partition("/v2/")
+        return f"{prefix}{self.repository}"
+
+    @property
     def plain_http(self) -> bool:
         """Whether requests travel unencrypted."""
         return self.origin.startswith("http:")
 
     def _at(self, path: str, **query: str) -> str:
+        if self.namespace:
+            query["ns"] = self.namespace
         text = f"?{urlencode(query, safe=':/')}" if query else ""
-        return f"{self.origin}/v2/{self.repository}/{path}{text}"
+        return f"{self.origin}{self.root}/{self.repository}/{path}{text}"
 
     def manifest(self, reference: str | Digest) -> str:
         """Address of a manifest by tag or digest."""

@@ -169,7 +169,7 @@ def test_tls_from_a_private_authority(tmp_path: Path, keys: tuple[KeyPair, KeyPa
         ):
             pass
         assert not caught.value.transient
-        assert "ca_files" in str(caught.value.hint)
+        assert "hosts.toml" in str(caught.value.hint)
         with pytest.raises(RemoteError, match="400"):
             _at(registry, "a", wary).manifest("v1")
         for transport in (trusting, careless, wary):
