@@ -56,7 +56,8 @@ def tell(image: PublishedImage) -> None:
 @click.option("--tag", metavar="NAME", help="Store the artifact under a tag of its own, too.")
 @click.option("--bind", is_flag=True, help="Rewrite SRC's tag as an index that lists the artifact.")
 @click.option("--platform", metavar="OS/ARCH|all", help="Choose from an image index.")
-@click.option("--sector-size", default="4MiB", show_default=True, metavar="SIZE")
+@click.option("--sector-size", default="4MiB", show_default=True, metavar="SIZE",
+              help="A power of two, 256KiB to 16MiB.")  # fmt: skip
 @click.option("--level", default=3, show_default=True, help="zstd level, 1 to 22.")
 @click.option("--jobs", default=0, metavar="N", help="Threads (default: one a core).")
 @json_option
@@ -90,12 +91,12 @@ def command(
     from pagein.daemon.images import absolute_name
     from pagein.errors import UsageError
 
-    node = settings.images.node
+    images, node = settings.images, settings.images.node
     source_name = absolute_name(source)
     target_name = absolute_name(destination) if destination else source_name
     if bind and (destination is not None or source_name.tag is None):
         raise UsageError("--bind rewrites the tag of SRC: name SRC by tag, and no DST")
-    place = node.repository(source_name)
+    place = images.place(source_name)
     with show.progress("converting") as update:
         published = publish(
             place,
