@@ -25,6 +25,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from harness import Series, claim_memory, save
+
 WHEELS = ("numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "sympy")
 
 
@@ -130,10 +132,12 @@ def convert_once(layout: Path, tag: str, jobs: int, sector_size: int, level: int
 
 def report(arguments: argparse.Namespace, layout: Path, tag: str) -> None:
     """Run each setting several times; print the median run of each."""
+    series: list[Series] = []
     for level in arguments.level:
         for jobs in arguments.jobs:
             runs = []
             for _ in range(arguments.runs):
+                claim_memory()
                 command = [sys.executable, __file__, "--once", "--image", f"{layout}:{tag}"]
                 command += ["--jobs", str(jobs), "--level", str(level)]
                 command += ["--sector-size", str(arguments.sector_size)]
@@ -153,6 +157,8 @@ def report(arguments: argparse.Namespace, layout: Path, tag: str) -> None:
             )
             for stage, seconds in run["stages"].items():
                 print(f"    {stage:24} {seconds:7.2f} s")
+            series.append(Series(f"conversion, level {level}, {jobs} threads", "MB/s", rates))
+    save("convert", series)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import Series, claim_memory, save
 from pagein.events import Event, SectorFetched
 from pagein.format.codec import decode_sector, encode_sector
 from pagein.store.directory import DirectoryCache
@@ -103,6 +104,7 @@ def one_run(
 ) -> dict[str, float]:
     """Read all once with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
+    claim_memory()
     fetched: list[SectorFetched] = []
     lock = threading.Lock()
 
@@ -195,6 +197,8 @@ def main() -> None:
         print("  " + "  ".join(f"{key} {value:.1f}" for key, value in run.items()))
     print(f"median {statistics.median(run['MB/s'] for run in runs):.0f} MB/s uncompressed")
     print(f"without read-ahead {statistics.median(plain):.0f} MB/s")
+    ahead = Series("first sequential read", "MB/s", [run["MB/s"] for run in runs])
+    print(save("fetch_path", [ahead, Series("without read-ahead", "MB/s", plain)]))
 
 
 if __name__ == "__main__":
