@@ -56,7 +56,7 @@ def main() -> None:
         }
         series = {title: Series(title) for title in cases}
         try:
-            for title, command in cases.items():
+            for command in cases.values():
                 time_command(command)
             for _ in range(arguments.runs):
                 for title, command in cases.items():
