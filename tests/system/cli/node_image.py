@@ -99,11 +99,11 @@ def write_images(folder: Path) -> NodeImage:
     layers = (packed, odd_layer(), data_layer())
     return NodeImage(
         folder,
-        {name: _layout(folder / name, layers, config) for name, config in CONFIGS.items()},
+        {name: write_layout(folder / name, layers, config) for name, config in CONFIGS.items()},
     )
 
 
-def _layout(path: Path, layers: tuple[bytes, ...], config: dict[str, object]) -> str:
+def write_layout(path: Path, layers: tuple[bytes, ...], config: dict[str, object]) -> str:
     (path / "blobs/sha256").mkdir(parents=True)
 
     def blob(media_type: str, data: bytes) -> dict[str, object]:
