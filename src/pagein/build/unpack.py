@@ -60,12 +60,14 @@ def unpack(
     manifest: ImageManifest,
     target: Path,
     progress: Progress = no_progress,
+    *,
+    layers: int | None = None,
 ) -> Unpacked:
     """Fetch all layers and lay their merged tree out in ``target``, which must not exist.
 
-    Needs root: owners and devices are made as the image says. ``progress`` gets stored bytes. Blob
-    digests and diff IDs are checked. Raises FormatError, what the repository raises, and CacheError
-    where the disk refuses; nothing is left behind then.
+    With ``layers`` only that many, the lowest. Needs root: owners and devices are made as the image
+    says. ``progress`` gets stored bytes. Blob digests and diff IDs are checked. Raises FormatError,
+    what the repository raises, and CacheError where the disk refuses; nothing is left behind then.
     """
     config = source.read_blob(manifest.config.digest, limit=_CONFIG_LIMIT)
     diff_ids = parse_config(config).diff_ids
@@ -81,7 +83,8 @@ def unpack(
         try:
             with _opened(staging) as folder:
                 staged = _Staged(folder)
-                for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
+                wanted = list(zip(manifest.layers, diff_ids, strict=True))[:layers]
+                for layer, diff_id in wanted:
                     staged.add_layer(source, layer, diff_id, progress)
                 with _opened(target) as root:
                     return staged.lay_out(root)

@@ -30,6 +30,7 @@ COMMANDS = {
     "check": "Check an image's structure; --deep re-reads everything.",
     "cache": "Look after the local cache of sectors.",
     "status": "List the mounts of this machine and what they fetched.",
+    "daemon": "Serve this machine's mounts, and containerd, from one process.",
     "doctor": "Say whether this machine can run pagein, and if not, why.",
 }
 

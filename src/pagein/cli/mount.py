@@ -29,14 +29,16 @@ def command(
 ) -> None:
     """Mount the image REF at DIR. What is written with --rw is gone after umount.
 
-    Returns when the tree is usable; a background process serves it until it is unmounted.
+    Returns when the tree is usable; the daemon, or else a background process, serves it until it is
+    unmounted.
 
     \b
     pagein mount registry:5000/app:v1 /mnt && ls /mnt/usr/lib && pagein umount /mnt
     """
     from pagein.daemon import mounts
+    from pagein.daemon.client import mount_image
     from pagein.daemon.mount_server import MountOptions
-    from pagein.daemon.serve import check_root, serve_mount
+    from pagein.daemon.serve import check_root
 
     check_root()
     mounts.sweep(settings.paths)
@@ -45,4 +47,4 @@ def command(
             reference, platform=platform, progress=update, say=show.note
         )
     options = MountOptions(target=directory, backend=backend, writable=writable)
-    serve_mount(settings.images, found, options)
+    mount_image(settings.images, found, options)

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
-import msgspec
 
 from pagein.cli import show
 from pagein.cli.options import json_option
 from pagein.cli.settings import Settings
-
-
-def gather(settings: Settings) -> list[dict[str, Any]]:
-    """Return every live mount with its figures."""
-    from pagein.daemon import mounts
-
-    found = []
-    for folder, record in mounts.live(settings.paths):
-        figures = mounts.status(folder)
-        if figures is not None:
-            found.append(msgspec.to_builtins(record) | figures)
-    return found
 
 
 @click.command()
@@ -30,10 +16,20 @@ def gather(settings: Settings) -> list[dict[str, Any]]:
 @click.pass_obj
 def command(settings: Settings, *, as_json: bool) -> None:
     """List the mounts of this machine: bytes fetched, hit rate and miss latency."""
-    found = gather(settings)
+    from pagein.daemon.client import status
+
+    told = status(settings.paths)
     if as_json:
-        show.as_json({"mounts": found})
+        show.as_json(told)
         return
+    found = told["mounts"]
+    if "daemon" in told:
+        daemon = told["daemon"]
+        memory = show.size(daemon["resident_bytes"])
+        click.echo(f"daemon {daemon['pid']}: {len(told['images'])} images, {memory} of memory")
+        for lost in daemon["lost"]:
+            for pid, target in lost["users"]:
+                click.echo(f"lost: {target} of process {pid} has no server; restart it")
     if not found:
         click.echo("no mounts")
         return

@@ -17,10 +17,10 @@ def command(settings: Settings, directory: Path, *, force: bool) -> None:
     """Unmount the image at DIR, and end the process that served it."""
     import os
 
-    from pagein.daemon import mounts
+    from pagein.daemon import client, mounts
     from pagein.daemon.serve import check_root
 
     check_root()
     if os.path.realpath(directory) in mounts.sweep(settings.paths):
         return  # its process had been killed
-    mounts.umount(settings.paths, directory, force=force)
+    client.umount(settings.paths, directory, force=force)

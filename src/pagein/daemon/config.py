@@ -40,6 +40,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
     ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
+
+    For the daemon: ``metrics_address`` is HOST:PORT or ``unix:PATH`` (empty: no metrics are
+    served); ``cri_image_service`` is containerd's socket, to which kubelet's image calls are passed
+    on from ``cri.sock`` (empty: there is no such socket); with ``persist_credentials`` the logins
+    that come with those calls are kept through restarts.
     """
 
     cache_size: str = "20GiB"
@@ -48,6 +53,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fetch_workers: int = 4
     read_ahead_kb: int = 256
     hosts_dir: str = "/etc/containerd/certs.d"
+    metrics_address: str = ""
+    cri_image_service: str = ""
+    persist_credentials: bool = True
     registry: dict[str, RegistryConfig] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,6 +64,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("timeouts are between 0 and 3600 seconds")
         if not 1 <= self.fetch_workers <= 64:
             raise ValueError("fetch_workers is between 1 and 64")
+        if self.cri_image_service and not self.cri_image_service.startswith("/"):
+            raise ValueError("cri_image_service is the path of containerd's socket")
         if not 0 <= self.read_ahead_kb <= 16384:
             raise ValueError("read_ahead_kb is between 0 and 16384")
 

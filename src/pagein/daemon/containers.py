@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.daemon.client import mount_image, umount
 from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.mount_server import MountOptions
-from pagein.daemon.mounts import umount
 from pagein.daemon.paths import Paths
-from pagein.daemon.serve import serve_mount
 from pagein.device.mount import unmount
 from pagein.errors import DeviceError, PageinError, RuntimeFailedError
 from pagein.format.manifest import parse_config
@@ -64,7 +63,7 @@ def run_image(images: Images, found: FoundImage, options: ContainerOptions) -> i
             mounting = MountOptions(
                 target=None, backend=options.backend, writable=True, upper_parent=upper
             )
-            record = serve_mount(images, found, mounting, keep_from_server=(claim,))
+            record = mount_image(images, found, mounting, passing=True, keep_from_server=(claim,))
             rootfs = Path(record.target)
             try:
                 config = parse_config(found.index.config)

@@ -12,9 +12,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pagein.errors import NotFoundError, PageinError, RemoteProtocolError, RemoteUnavailableError
+from pagein.errors import (
+    DeviceError,
+    NotFoundError,
+    PageinError,
+    RemoteProtocolError,
+    RemoteUnavailableError,
+    UsageError,
+)
 
 MAX_LINE = 16 << 20
 _TIMEOUT_S = 10.0
@@ -50,8 +57,10 @@ class ControlServer:
         with connection, contextlib.suppress(OSError), connection.makefile("rwb") as stream:
             try:
                 reply = dict(self._handler(json.loads(stream.readline(MAX_LINE))))
-            except (PageinError, ValueError, KeyError, TypeError) as error:
-                reply = {"error": str(error)}
+            except PageinError as error:
+                reply = told(error)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                reply = {"error": f"{type(error).__name__}: {error}"}
             stream.write(json.dumps(reply).encode() + b"\n")
             stream.flush()
 
@@ -73,10 +82,33 @@ def _reachable(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def ask(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Send one request. Raises NotFoundError where nobody listens, RemoteError otherwise."""
+def told(error: PageinError) -> dict[str, Any]:
+    """Write an error as a reply."""
+    return {
+        "error": str(error),
+        "hint": error.hint,
+        "errno": error.errno if isinstance(error, DeviceError) else None,
+        "usage": isinstance(error, UsageError),
+    }
+
+
+def _raise(reply: Mapping[str, Any]) -> NoReturn:
+    """Raise the error that a reply tells of."""
+    message, hint = str(reply["error"]), reply.get("hint")
+    if reply.get("errno"):
+        raise DeviceError(message, errno=int(reply["errno"]), hint=hint)
+    if reply.get("usage"):
+        raise UsageError(message, hint=hint)
+    raise RemoteProtocolError(message, hint=hint)
+
+
+def ask(path: Path, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
+    """Send one request. Raises NotFoundError where nobody listens, RemoteError otherwise.
+
+    An error of the other side is raised here: DeviceError, UsageError or RemoteProtocolError.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        connection.settimeout(_TIMEOUT_S)
+        connection.settimeout(timeout_s)
         try:
             with _reachable(path) as address:
                 connection.connect(address)
@@ -95,5 +127,5 @@ def ask(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(reply, dict):
         raise RemoteProtocolError(f"a strange answer from {path}")
     if "error" in reply:
-        raise RemoteProtocolError(str(reply["error"]))
+        _raise(reply)
     return reply

@@ -97,7 +97,7 @@ class Images:
             _, resolved = self.resolve(name, platform)
         except RemoteUnavailableError as error:
             return self._known(name, error)
-        found = self._converted(name, resolved)
+        found = self.converted(name, resolved)
         if found is None:
             raise NotFoundError(
                 f"{name} has not been converted", hint=f"pagein convert {reference}"
@@ -115,7 +115,7 @@ class Images:
             known = self._known(name, error)
             say(f"{error}; starting {name} from what is here")
             return known
-        found = self._converted(name, resolved)
+        found = self.converted(name, resolved)
         if found is not None:
             return found
         assert resolved.source is not None
@@ -127,7 +127,8 @@ class Images:
         assert here is not None
         return here
 
-    def _converted(self, name: ImageName, resolved: Resolved) -> FoundImage | None:
+    def converted(self, name: ImageName, resolved: Resolved) -> FoundImage | None:
+        """Return what serves an image: its artifact, or what was converted here; None: nothing."""
         if resolved.artifact is not None:
             return self._ready(name, resolved.artifact, self.node.places(name))
         assert resolved.source is not None
@@ -140,20 +141,35 @@ class Images:
 
     def _ready(self, name: ImageName, found: FoundArtifact, places: list[Repository]) -> FoundImage:
         """Read the index, from the local copy if there is one, and remember what was found."""
-        digest = found.artifact.index.digest
-        file = self.node.paths.image(digest) / "index"
-        data = _read_intact(file, digest)
-        if data is None:
-            data = _first_blob(places, digest, found.artifact.index.size)
+        data = self._index(found, places)
         index = checked_index(data, found)
         with contextlib.suppress(OSError):  # a full disk only means no start without the registry
-            self._remember(name, found, file, data)
+            self._remember(name, found)
         return FoundImage(name, found, index, tuple(places))
 
-    def _remember(self, name: ImageName, found: FoundArtifact, file: Path, index: bytes) -> None:
-        if not file.exists():
-            self.node.paths.make(file.parent)
-            write_durably(file, index)
+    def known(self, name: ImageName, artifact: bytes) -> FoundImage:
+        """Return an image whose artifact's manifest is at hand: mostly without the registry."""
+        found = FoundArtifact(Digest.of(artifact), parse_artifact(artifact), artifact)
+        blobs = self.node.paths.converted / "blobs/sha256"
+        here = all((blobs / pack.digest.hex).exists() for pack in found.artifact.packs)
+        places: list[Repository] = (
+            [LayoutRepository(self.node.paths.converted)] if here else self.node.places(name)
+        )
+        data = self._index(found, places)
+        return FoundImage(name, found, checked_index(data, found), tuple(places))
+
+    def _index(self, found: FoundArtifact, places: list[Repository]) -> bytes:
+        index = found.artifact.index
+        file = self.node.paths.image(index.digest) / "index"
+        data = _read_intact(file, index.digest)
+        if data is None:
+            data = _first_blob(places, index.digest, index.size)
+            with contextlib.suppress(OSError):
+                self.node.paths.make(file.parent)
+                write_durably(file, data)
+        return data
+
+    def _remember(self, name: ImageName, found: FoundArtifact) -> None:
         entry = self._entry(name)
         if not entry.exists() or entry.read_bytes() != found.data:
             self.node.paths.make(entry.parent)

@@ -11,7 +11,17 @@ import threading
 import time
 from collections import Counter
 
-from pagein.events import CacheWriteFailed, DeviceReadFailed, Event, FetchFailed, SectorCorrupt
+from pagein.events import (
+    CacheWriteFailed,
+    DeviceReadFailed,
+    Event,
+    FetchFailed,
+    PulledClassically,
+    SectorCorrupt,
+    SnapshotterProblem,
+)
+
+_MOST_SEEN = 1000
 
 
 class ProblemLog:
@@ -32,9 +42,15 @@ class ProblemLog:
                 self._write("corrupt sector dropped", f"from {event.source}")
             case CacheWriteFailed():
                 self._write("sector not kept", event.reason)
+            case SnapshotterProblem():
+                self._write(f"cannot {event.what}", event.reason)
+            case PulledClassically():
+                self._write(f"{event.reference} is pulled layer by layer", event.reason)
 
     def _write(self, what: str, reason: str) -> None:
         with self._lock:
+            if len(self._seen) > _MOST_SEEN:
+                self._seen.clear()
             self._seen[what] += 1
             count = self._seen[what]
         if count & (count - 1) == 0:

@@ -19,10 +19,11 @@ from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.log import ProblemLog
 from pagein.daemon.mounts import MountFolder, MountRecord
 from pagein.daemon.stats import MountStats
+from pagein.daemon.writable import lay_overlay
 from pagein.device.block import BlockImage, PartImage
 from pagein.device.fuse_server import FuseServer, mount_fuse_file, open_fuse_device
 from pagein.device.loop import attach_loop
-from pagein.device.mount import is_mount_point, mount_erofs, mount_overlay, unmount
+from pagein.device.mount import is_mount_point, mount_erofs, unmount
 from pagein.errors import DeviceError
 from pagein.events import Event
 
@@ -136,17 +137,9 @@ class MountServer:
         parent = self._options.upper_parent
         if parent is None:
             parent = self._images.node.paths.state / "writable" / self._folder.path.name
-        self._images.node.paths.make(parent)
-        upper, work = parent / "upper", parent / "work"
-        work.mkdir(mode=0o700, exist_ok=True)
-        if not upper.exists():
-            upper.mkdir()
-            shutil.copystat(tree, upper)
-            root = tree.stat()
-            os.chown(upper, root.st_uid, root.st_gid)
         if self._target.parent == self._folder.path:
             self._target.mkdir(mode=0o755, exist_ok=True)
-        mount_overlay(tree, upper, work, self._target)
+        lay_overlay(tree, self._images.node.paths.make(parent), self._target)
         unmount(tree, lazy=True)
 
     def _record(self) -> MountRecord:

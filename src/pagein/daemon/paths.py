@@ -63,6 +63,36 @@ class Paths:
         """One folder for each live mount."""
         return self.run / "mounts"
 
+    @property
+    def snapshots(self) -> Path:
+        """The snapshotter's database and directories."""
+        return self.state / "snapshotter"
+
+    @property
+    def attached(self) -> Path:
+        """Where the daemon mounts images: a folder for each."""
+        return self.run / "images"
+
+    @property
+    def control(self) -> Path:
+        """The daemon's control socket."""
+        return self.run / "control.sock"
+
+    @property
+    def snapshotter_socket(self) -> Path:
+        """Where the daemon listens for containerd."""
+        return self.run / "snapshotter.sock"
+
+    @property
+    def cri_socket(self) -> Path:
+        """Where the daemon listens for kubelet, if it is to pass its calls on."""
+        return self.run / "cri.sock"
+
+    @property
+    def holder_socket(self) -> Path:
+        """Where the daemon's holder listens, on machines without systemd."""
+        return self.run / "holder.sock"
+
     def image(self, index: Digest) -> Path:
         """Folder of one image's local files, by the digest of its index blob."""
         return self.state / "images" / index.hex

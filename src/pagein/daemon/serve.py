@@ -37,7 +37,7 @@ def serve_mount(
     locks of this one, are closed there.
     """
     if options.target is not None:
-        _check_target(options.target)
+        check_target(options.target)
         options = dataclasses.replace(options, target=options.target.resolve())
     check_root()
     folder, lock = MountFolder.create(images.node.paths)
@@ -79,7 +79,8 @@ def _raise(answer: Mapping[str, Any], folder: MountFolder) -> NoReturn:
     raise PageinError(answer["error"], hint=hint)
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Raise UsageError for what nothing can be mounted at."""
     if not target.exists():
         raise UsageError(f"{target} does not exist", hint=f"mkdir {target}")
     if not target.is_dir():

@@ -21,7 +21,7 @@ from pagein.store.directory import DirectoryCache
 from pagein.store.layout import LayoutRepository
 from pagein.store.repository import Repository, SingleImage, WritableRepository
 from pagein.store.source import SectorCache
-from pagein.store.stack import ReadPath
+from pagein.store.stack import ReadPath, ReadThreads
 from pagein.types import Digest, ImageName, Transport
 
 
@@ -110,10 +110,11 @@ class Node:
         observer: Observer = ignore,
         *,
         cache: SectorCache | None = None,
+        threads: ReadThreads | None = None,
     ) -> ReadPath:
         """Put together what a read of one image goes through; ``with`` owns its threads.
 
-        ``cache`` takes the place of this machine's.
+        ``cache`` takes the place of this machine's, ``threads`` that of threads of its own.
         """
         return ReadPath(
             index.sectors,
@@ -121,6 +122,7 @@ class Node:
             places,
             cache or self.cache(observer),
             workers=self.config.fetch_workers,
+            threads=threads,
             read_timeout_s=self.config.read_timeout,
             observer=observer,
         )

@@ -23,6 +23,7 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOATIME: Final = 1024
+MS_BIND: Final = 4096
 MNT_DETACH: Final = 2
 
 _BDI: Final = Path("/sys/class/bdi")

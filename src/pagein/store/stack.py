@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 
 from pagein.engine.backoff import Backoff
@@ -24,10 +25,35 @@ from pagein.store.source import SectorCache
 from pagein.types import SectorRef
 
 
+@dataclass(frozen=True, slots=True)
+class ReadThreads:
+    """The threads of a read path: those that fetch, and the one that writes to the cache.
+
+    One writer: a sector takes it 2 to 4 ms, and the disk has one head of line anyway.
+    """
+
+    fetching: FetchPool
+    writing: ThreadPoolExecutor
+
+    @classmethod
+    def make(cls, *, workers: int = 4, demand_workers: int = 8) -> ReadThreads:
+        """Return threads of their own; none runs before the first read."""
+        return cls(
+            FetchPool(workers=workers, demand_workers=demand_workers),
+            ThreadPoolExecutor(1, thread_name_prefix="pagein-cache-writer"),
+        )
+
+    def close(self) -> None:
+        """Let running fetches and cache writes end. Idempotent."""
+        self.fetching.close()
+        self.writing.shutdown(wait=True)
+
+
 class ReadPath:
-    """Owns the threads that fetch for one image. ``with`` or `close` ends them.
+    """What a read of one image goes through. ``with`` or `close` ends its threads.
 
     ``repositories`` are asked in order: mirrors first. No thread runs before the first read.
+    ``threads`` are those of several images: then they are the caller's to close.
     """
 
     def __init__(
@@ -38,24 +64,25 @@ class ReadPath:
         cache: SectorCache,
         *,
         workers: int = 4,
+        threads: ReadThreads | None = None,
         read_timeout_s: float = 60.0,
         read_ahead: bool = True,
         backoff: Backoff | None = None,
         observer: Observer = ignore,
     ) -> None:
         self._cache = cache
-        self._pool = FetchPool(workers=workers)
-        # One writer: a sector takes it 2 to 4 ms, and the disk has one head of line anyway.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pagein-cache-writer")
+        self._own = ReadThreads.make(workers=workers) if threads is None else None
+        used = threads or self._own
+        assert used is not None
         packs = [PackSource(repository, observer=observer) for repository in repositories]
         retrying = RetryingSource(
             FailoverSource(packs),
             backoff=backoff,
             timeout_s=read_timeout_s,
-            pause=self._pool.pause,
+            pause=used.fetching.pause,
         )
-        self.local = CachingSource(retrying, cache, observer=observer, defer=self._writer.submit)
-        self.source = SingleFlightSource(self.local, self._pool, timeout_s=read_timeout_s)
+        self.local = CachingSource(retrying, cache, observer=observer, defer=used.writing.submit)
+        self.source = SingleFlightSource(self.local, used.fetching, timeout_s=read_timeout_s)
         self.image = LazyImage(sectors, sector_size, self.source, self.local, read_ahead=read_ahead)
 
     def __enter__(self) -> ReadPath:
@@ -80,6 +107,6 @@ class ReadPath:
         return total
 
     def close(self) -> None:
-        """Let running fetches and cache writes end. Idempotent."""
-        self._pool.close()
-        self._writer.shutdown(wait=True)
+        """Let fetches and cache writes end that run on threads of its own. Idempotent."""
+        if self._own is not None:
+            self._own.close()
