@@ -31,6 +31,7 @@ COMMANDS = {
     "cache": "Look after the local cache of sectors.",
     "status": "List the mounts of this machine and what they fetched.",
     "daemon": "Serve this machine's mounts, and containerd, from one process.",
+    "install-snapshotter": "Make pagein a snapshotter of containerd, or undo that.",
     "doctor": "Say whether this machine can run pagein, and if not, why.",
 }
 
@@ -46,7 +47,7 @@ class LazyGroup(click.Group):
         """Import one command; None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"pagein.cli.{cmd_name}").command
+        command = importlib.import_module(f"pagein.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 
