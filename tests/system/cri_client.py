@@ -50,24 +50,28 @@ def _methods() -> dict[str, tuple[str, Any, Any]]:
 
 
 class Cri:
-    """A client of the CRI at a socket: ``cri.PullImage(image={"image": NAME})`` and so on.
+    """A client of the CRI: ``cri.PullImage(image={"image": NAME})`` and so on.
 
-    Fields are keyword arguments; messages inside are dicts. Errors are `grpc.RpcError`.
+    Fields are keyword arguments; messages inside are dicts. Errors are `grpc.RpcError`. As kubelet,
+    it may be told another socket for images than for pods.
     """
 
-    def __init__(self, socket: Path) -> None:
-        self._channel = grpc.insecure_channel(
-            f"unix:{socket}", options=(("grpc.default_authority", "localhost"),)
-        )
+    def __init__(self, images: Path, pods: Path | None = None) -> None:
+        options = (("grpc.default_authority", "localhost"),)
+        self._channels = {
+            service: grpc.insecure_channel(f"unix:{socket}", options=options)
+            for service, socket in zip(_SERVICES, (pods or images, images), strict=True)
+        }
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in _methods():
             raise AttributeError(name)
         path, request, answer = _methods()[name]
-        call = self._channel.unary_unary(
+        call = self._channels[path.split("/")[1]].unary_unary(
             path,
             request_serializer=request.SerializeToString,
             response_deserializer=answer.FromString,

@@ -1,25 +1,19 @@
-"""A Kubernetes node in a folder: containerd with CRI on, pagein behind it, a proxy before it."""
+"""A Kubernetes node in a folder: containerd with CRI on, and pagein as a user installs it."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from pagein.daemon.config import Config
-from pagein.daemon.images import Images
-from pagein.daemon.paths import Paths
-from pagein.daemon.wiring import Node
-from pagein.errors import NotFoundError, PageinError
-from pagein.format.manifest import ImageManifest, parse_manifest
-from pagein.snapshotter.images import LazyImage
-from pagein.store.captured_credentials import CapturedCredentials
-from pagein.types import Digest, ImageName
+from cri_client import Cri
 
-sys.path.insert(0, str(Path(__file__).parent / "cli"))
+from pagein.testing.containerd import Containerd
 
-from node_image import NodeImage, data_layer, odd_layer, push, write_layout  # isort: skip
+sys.path += [str(Path(__file__).parent / name) for name in ("cli", "daemon")]
+
+from daemon_under_test import DaemonUnderTest  # isort: skip
+from node_image import NodeImage, data_layer, odd_layer, write_layout  # isort: skip
 from node_under_test import NodeUnderTest  # isort: skip
 from tiny_rootfs import build_tiny_rootfs  # isort: skip
 
@@ -31,33 +25,71 @@ sandbox_image = "{pause}"
 disable_apparmor = true
 restrict_oom_score_adj = true  # tests may not have the right to lower it
 stats_collect_period = 1
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "{snapshotter}"
-disable_snapshot_annotations = false
 """
 
-PLUGIN = """
-[proxy_plugins.pagein]
-type = "snapshot"
-address = "{socket}"
-"""
+
+class KubeNode:
+    """containerd, ``pagein daemon``, and the socket that kubelet is told. ``with`` owns all."""
+
+    def __init__(self, folder: Path, pause: str, more: str = "") -> None:
+        self.node = NodeUnderTest(folder)
+        self.daemon = DaemonUnderTest(self.node)
+        self.containerd = Containerd(
+            folder / "containerd", CRI.format(pause=pause) + more, configure=self._install
+        )
+        self.node.configure(cri_image_service=str(self.containerd.socket))
+
+    def _install(self, file: Path) -> None:
+        self.node("install-snapshotter", "--containerd-config", file)
+
+    @property
+    def credentials(self) -> Path:
+        return self.node.root / "lib/credentials.json"
+
+    def counted(self, what: str) -> int:
+        """One of the daemon's counts, of its present life."""
+        return int(self.daemon.status()["daemon"][what])
+
+    def ctr(self, *words: str, namespace: str = "k8s.io") -> str:
+        command = self.containerd.ctr("--namespace", namespace, *words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def __enter__(self) -> KubeNode:
+        self.daemon.start()
+        try:
+            self.containerd.__enter__()
+            self.cri = Cri(self.node.root / "run/cri.sock", self.containerd.socket)
+            self.cri.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.daemon.answers():
+            for image in self.cri.ListImages().images:
+                self.cri.RemoveImage(image={"image": image.id})
+        self.cri.close()
+        self.containerd.close()
+        self.daemon.end()
 
 
 def write_pod_images(folder: Path) -> NodeImage:
-    """Write ``app``, which prints and stays, and ``pause``, which only stays."""
+    """Write ``app``, which prints and stays; ``base``, its lowest layer; ``plain``; ``pause``."""
     packed = _packed(build_tiny_rootfs(folder / "rootfs", PROGRAMS))
     pause = _packed(build_tiny_rootfs(folder / "pause-rootfs", ("sleep",)))
     command = ["sh", "-c", "echo from the image; echo and a warning >&2; exec sleep 1000"]
     app = {"Cmd": command, "Env": ["PATH=/bin", "GREETING=good day"]}
     layers = (packed, odd_layer(), data_layer())
-    return NodeImage(
-        folder,
-        {
-            "app": write_layout(folder / "app", layers, app),
-            "plain": write_layout(folder / "plain", (layers[1], layers[0]), app),
-            "pause": write_layout(folder / "pause", (pause,), {"Cmd": ["/bin/sleep", "infinity"]}),
-        },
-    )
+    images = {
+        "app": (layers, app),
+        "base": (layers[:1], app),
+        "plain": ((layers[1], layers[0]), app),
+        "pause": ((pause,), {"Cmd": ["/bin/sleep", "infinity"]}),
+    }
+    return NodeImage(folder, {name: write_layout(folder / name, *i) for name, i in images.items()})
 
 
 def _packed(rootfs: Path) -> bytes:
@@ -66,60 +98,3 @@ def _packed(rootfs: Path) -> bytes:
         check=True,
         capture_output=True,
     ).stdout
-
-
-__all__ = ["CRI", "PLUGIN", "MountedImages", "NodeUnderTest", "push", "write_pod_images"]
-
-
-class MountedImages:
-    """An `ImageMounts` of converted images, mounted with ``pagein mount``."""
-
-    def __init__(self, folder: Path, captured: CapturedCredentials) -> None:
-        self._pagein = NodeUnderTest(folder)
-        root = self._pagein.root
-        self._node = Node(Paths(root / "lib", root / "run"), Config(), captured=captured)
-        self._images = Images(self._node)
-        self._folder = folder / "trees"
-        self._captured = captured
-
-    def find(self, reference: str, manifest_digest: Digest, /) -> LazyImage | None:
-        try:
-            found = self._images.find(_pinned(reference, manifest_digest))
-        except NotFoundError:
-            return None
-        blob = self._node.places(found.name)[-1].manifest(manifest_digest)
-        manifest = parse_manifest(blob.data, blob.media_type)
-        assert isinstance(manifest, ImageManifest)
-        layers = tuple(layer.digest for layer in manifest.layers)
-        return LazyImage(found.index_digest.hex[:16], reference, manifest_digest, layers)
-
-    def attach(self, image: LazyImage, /) -> Path:
-        target = self._folder / image.id
-        if not target.is_mount():
-            target.mkdir(parents=True, exist_ok=True)
-            name = _pinned(image.reference, image.manifest_digest)
-            self._pagein("mount", name, target, env=self._environment(image.reference))
-        return target
-
-    def _environment(self, reference: str) -> dict[str, str]:
-        """A docker login for the process that serves the mount."""
-        name = ImageName.parse(reference)
-        login = self._captured.credential(name, name.host)
-        folder = self._folder.parent / "docker"
-        folder.mkdir(exist_ok=True)
-        auths = {name.host: {"auth": login.basic.removeprefix("Basic ")}} if login else {}
-        (folder / "config.json").write_text(json.dumps({"auths": auths}))
-        return self._pagein.environment | {"DOCKER_CONFIG": str(folder)}
-
-    def detach(self, image: LazyImage, /) -> None:
-        target = self._folder / image.id
-        if target.is_mount():
-            self._pagein("umount", target)
-
-    def materialise(self, image: LazyImage, layers: int, into: Path, /) -> None:
-        raise PageinError("nothing here needs it")
-
-
-def _pinned(reference: str, digest: Digest) -> str:
-    name = ImageName.parse(reference)
-    return f"{name.host}/{name.repository}@{digest}"

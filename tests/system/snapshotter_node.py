@@ -25,13 +25,13 @@ address = "{socket}"
 class SnapshotterNode:
     """The snapshotter runs in this process; containerd beside it. ``with`` owns both."""
 
-    def __init__(self, folder: Path, images: ImageMounts, config: str = CONFIG) -> None:
+    def __init__(self, folder: Path, images: ImageMounts) -> None:
         self.folder = folder
         self.root = folder / "pagein"
         self.events: list[Event] = []
         self._images = images
         self._socket = folder / "snapshotter.sock"
-        self.containerd = Containerd(folder / "node", config.format(socket=self._socket))
+        self.containerd = Containerd(folder / "node", CONFIG.format(socket=self._socket))
 
     def start_snapshotter(self) -> None:
         self.snapshotter = Snapshotter(self.root, self._images, observer=self.events.append)

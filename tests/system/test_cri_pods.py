@@ -17,12 +17,8 @@ from typing import Any
 import grpc
 import pytest
 from cri_client import Container, Cri, wait_until
-from cri_node import CRI, PLUGIN, MountedImages, NodeUnderTest, push, write_pod_images
-from snapshotter_node import SnapshotterNode
+from cri_node import CRI, KubeNode, NodeUnderTest, write_pod_images
 
-from pagein.events import PulledClassically, PulledLazily
-from pagein.snapshotter.cri_proxy import CriProxy
-from pagein.snapshotter.labels import IMAGE_REF
 from pagein.store.captured_credentials import CapturedCredentials
 from pagein.testing.containerd import Containerd
 from pagein.testing.docker_registry import DockerRegistry, HtpasswdAuth
@@ -31,6 +27,7 @@ from pagein.types import ImageName
 from pagein.wire.auth import Credential
 
 from counting_proxy import CountingProxy  # isort: skip
+from node_image import push  # isort: skip
 
 pytestmark = [
     pytest.mark.root,
@@ -47,7 +44,7 @@ LOGIN = {"username": "kube", "password": "secret of the pod"}
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Open to all: ``pause``, ``plain``, ``copy``. With a login: ``app``, converted, counted."""
+    """With a login, and counted: ``app``, converted. Open to all, and not converted: the rest."""
 
     public: DockerRegistry
     front: CountingProxy
@@ -59,6 +56,10 @@ class Site:
     @property
     def plain(self) -> str:
         return f"{self.public.host}/plain:v1"
+
+    @property
+    def base(self) -> str:
+        return f"{self.public.host}/base:v1"
 
     @property
     def copy(self) -> str:
@@ -78,6 +79,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         CountingProxy("") as front,
     ):
         push(images, "pause", f"{public.host}/pause:v1")
+        push(images, "base", f"{public.host}/base:v1")
         push(images, "plain", f"{public.host}/plain:v1")
         push(images, "app", f"{public.host}/copy:v1")
         with DockerRegistry(private) as registry:
@@ -91,44 +93,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield Site(public, front)
 
 
-@dataclass(frozen=True, slots=True)
-class Kube:
-    """A node; ``cri`` is the proxy's socket, as kubelet is told."""
-
-    node: SnapshotterNode
-    cri: Cri
-    captured: CapturedCredentials
-
-    def reasons(self) -> list[str]:
-        return [e.reason for e in self.node.events if isinstance(e, PulledClassically)]
-
-    def lazily(self) -> list[str]:
-        return [e.reference for e in self.node.events if isinstance(e, PulledLazily)]
-
-
 @pytest.fixture(scope="module")
-def kube(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    folder = tmp_path_factory.mktemp("kube")
-    captured = CapturedCredentials(folder / "credentials.json")
-    config = CRI.format(pause=site.pause, snapshotter="pagein") + PLUGIN
-    with SnapshotterNode(folder / "node", MountedImages(folder, captured), config) as node:
-        proxy = CriProxy(folder / "cri.sock", node.containerd.socket, captured)
-        proxy.start()
-        cri = Cri(folder / "cri.sock")
-        try:
-            cri.wait_until_ready()
-            yield Kube(node, cri, captured)
-        finally:
-            for image in cri.ListImages().images:
-                cri.RemoveImage(image={"image": image.id})
-            cri.close()
-            proxy.stop()
+def kube(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeNode]:
+    with KubeNode(tmp_path_factory.mktemp("kube"), site.pause) as kube:
+        yield kube
+    assert kube.node.leftovers() == []
 
 
 @pytest.fixture(scope="module")
 def classical(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     """A node without pagein."""
-    config = CRI.format(pause=site.pause, snapshotter="overlayfs")
+    config = CRI.format(pause=site.pause)
     with Containerd(tmp_path_factory.mktemp("classical") / "node", config) as node:
         yield node
 
@@ -152,15 +127,17 @@ def tree(containerd: Containerd, container: Container) -> dict[bytes, Seen]:
     }
 
 
-def test_a_pull_without_the_login_fails_with_the_registrys_words(kube: Kube, site: Site) -> None:
+def test_a_pull_without_the_login_fails_with_the_registrys_words(
+    kube: KubeNode, site: Site
+) -> None:
     with pytest.raises(grpc.RpcError, match="401 Unauthorized"):
         kube.cri.pull(site.app)
     with pytest.raises(grpc.RpcError, match="401 Unauthorized"):
         kube.cri.pull(site.app, username="kube", password="wrong")
-    assert kube.lazily() == []
+    assert kube.counted("pulls_lazy") == 0
 
 
-def test_a_pod_runs_and_no_layer_was_asked_for(kube: Kube, site: Site, tmp_path: Path) -> None:
+def test_a_pod_runs_and_no_layer_was_asked_for(kube: KubeNode, site: Site, tmp_path: Path) -> None:
     site.front.forget()
     image_id = kube.cri.pull(site.app, **LOGIN)
     with kube.cri.pod("lazy", tmp_path) as pod:
@@ -171,29 +148,28 @@ def test_a_pod_runs_and_no_layer_was_asked_for(kube: Kube, site: Site, tmp_path:
         container.stop()
         assert container.status().exit_code == 137
         container.remove()
-    assert kube.reasons() == [reason for reason in kube.reasons() if "converted" in reason]
-    assert kube.lazily() == [site.app]
+    assert kube.counted("pulls_lazy") == 1
     layers = image_layers(kube, site.app)
     assert len(layers) == 3
     assert not any(digest in one.path for one in site.front.asked() for digest in layers)
     assert image_id in [image.id for image in kube.cri.ListImages().images]
 
 
-def image_layers(kube: Kube, reference: str) -> list[str]:
+def image_layers(kube: KubeNode, reference: str) -> list[str]:
     """The digests of an image's layers, from the manifest that containerd keeps."""
-    listed = kube.node.ctr("image", "ls", f"name=={reference}", namespace="k8s.io")
+    listed = kube.ctr("image", "ls", f"name=={reference}")
     found = re.search(r"sha256:[0-9a-f]{64}", listed)
     assert found
-    manifest = kube.node.ctr("content", "get", found[0], namespace="k8s.io")
+    manifest = kube.ctr("content", "get", found[0])
     return [layer["digest"] for layer in json.loads(manifest)["layers"]]
 
 
 def test_the_container_sees_what_it_would_see_classically(
-    kube: Kube, classical: Containerd, site: Site, tmp_path: Path
+    kube: KubeNode, classical: Containerd, site: Site, tmp_path: Path
 ) -> None:
     trees = []
     kube.cri.pull(site.app, **LOGIN)
-    for containerd, image in ((kube.node.containerd, site.app), (classical, site.copy)):
+    for containerd, image in ((kube.containerd, site.app), (classical, site.copy)):
         cri = Cri(containerd.socket)
         cri.wait_until_ready()
         cri.pull(image, **(LOGIN if image == site.app else {}))
@@ -205,7 +181,9 @@ def test_the_container_sees_what_it_would_see_classically(
     assert trees[0] == trees[1]
 
 
-def test_a_container_may_change_all_that_it_sees(kube: Kube, site: Site, tmp_path: Path) -> None:
+def test_a_container_may_change_all_that_it_sees(
+    kube: KubeNode, site: Site, tmp_path: Path
+) -> None:
     kube.cri.pull(site.app, **LOGIN)
     script = """set -e
         rm /data/part0; [ ! -e /data/part0 ]
@@ -224,7 +202,7 @@ def test_a_container_may_change_all_that_it_sees(kube: Kube, site: Site, tmp_pat
         assert stats_of(kube, second).used_bytes.value < 1 << 20
 
 
-def stats_of(kube: Kube, container: Container) -> Any:
+def stats_of(kube: KubeNode, container: Container) -> Any:
     """What kubelet is told of a container's writable layer; containerd counts every second."""
     found: list[Any] = []
 
@@ -238,27 +216,37 @@ def stats_of(kube: Kube, container: Container) -> Any:
 
 
 def test_an_image_that_nobody_converted_is_pulled_classically_and_runs(
-    kube: Kube, site: Site, tmp_path: Path
+    kube: KubeNode, site: Site, tmp_path: Path
 ) -> None:
+    before = kube.counted("pulls_classical")
     kube.cri.pull(site.plain)
     with kube.cri.pod("plain", tmp_path) as pod:
         assert pod.start(site.plain).shell("cat /odd/one") == "linked"
-    assert any("converted" in reason for reason in kube.reasons())
+    assert kube.counted("pulls_classical") == before + 1
+    assert "nobody has converted" in kube.daemon.log.read_text()
 
 
-def test_a_login_is_kept_for_as_long_as_the_image_is_there(kube: Kube, site: Site) -> None:
+def test_an_image_that_ends_where_a_lazy_one_goes_on_runs_too(
+    kube: KubeNode, site: Site, tmp_path: Path
+) -> None:
+    kube.cri.pull(site.app, **LOGIN)
+    kube.cri.pull(site.base)
+    with kube.cri.pod("base", tmp_path) as pod:
+        assert pod.start(site.base).shell("ls /odd || ls /data || echo none") == "none\n"
+    assert kube.counted("layers_materialised") == 1
+
+
+def test_a_login_is_kept_for_as_long_as_the_image_is_there(kube: KubeNode, site: Site) -> None:
     kube.cri.pull(site.app, **LOGIN)
     name = ImageName.parse(site.app)
-    assert CapturedCredentials(kube.node.folder.parent / "credentials.json").credential(
-        name, name.host
-    ) == Credential(LOGIN["username"], LOGIN["password"])
+    kept = CapturedCredentials(kube.credentials).credential(name, name.host)
+    assert kept == Credential(LOGIN["username"], LOGIN["password"])
     kube.cri.RemoveImage(image={"image": site.app})
-    assert kube.captured.credential(name, name.host) is None
-    of_app = f"labels.{json.dumps(IMAGE_REF)}=={json.dumps(site.app)}"
-    wait_until(lambda: not kube.node.snapshotter.walk([of_app]))
+    assert CapturedCredentials(kube.credentials).credential(name, name.host) is None
+    wait_until(lambda: site.app not in str(kube.daemon.status()["images"]))
 
 
-def test_kubelet_is_told_what_images_use(kube: Kube, site: Site) -> None:
+def test_kubelet_is_told_what_images_use(kube: KubeNode, site: Site) -> None:
     kube.cri.pull(site.plain)
     (info,) = kube.cri.ImageFsInfo().image_filesystems
     assert info.timestamp > 0

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -18,11 +19,19 @@ _START_TIMEOUT_S = 20.0
 class Containerd:
     """Runs containerd below ``folder``, which must not exist; ``with`` owns it.
 
-    ``config`` is further TOML, for proxy plugins or CRI; by default there is no CRI. Containers
-    are the caller's to end. Raises UsageError where it does not start.
+    ``config`` is further TOML, for proxy plugins or CRI; by default there is no CRI. ``configure``
+    is called with the file before containerd starts. Containers are the caller's to end. Raises
+    UsageError where it does not start.
     """
 
-    def __init__(self, folder: Path, config: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: str | None = None,
+        *,
+        configure: Callable[[Path], object] = lambda _: None,
+    ) -> None:
+        self._configure = configure
         self.folder = folder
         self.socket = folder / "containerd.sock"
         self._config = config or 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
@@ -39,12 +48,14 @@ class Containerd:
 
     def __enter__(self) -> Containerd:
         self.folder.mkdir(parents=True)
-        (self.folder / "config.toml").write_text(
+        file = self.folder / "config.toml"
+        file.write_text(
             f'version = 2\nroot = "{self.folder}/root"\nstate = "{self.folder}/state"\n'
             f'{self._config}\n[grpc]\naddress = "{self.socket}"\n'
             f'[ttrpc]\naddress = "{self.folder}/ttrpc.sock"\n'
         )
         try:
+            self._configure(file)
             self.start()
         except BaseException:
             self.close()
