@@ -32,6 +32,7 @@ COMMANDS = {
     "status": "List the mounts of this machine and what they fetched.",
     "daemon": "Serve this machine's mounts, and containerd, from one process.",
     "install-snapshotter": "Make pagein a snapshotter of containerd, or undo that.",
+    "ctr-pull": "Pull an image into containerd lazily, as kubelet does.",
     "doctor": "Say whether this machine can run pagein, and if not, why.",
 }
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-PROTOS: Final = ("cri_images.proto", "mount.proto", "snapshots.proto")
+PROTOS: Final = ("containerd_api.proto", "cri_images.proto", "mount.proto", "snapshots.proto")
 _HERE = Path(__file__).resolve().parent
 _SOURCE = _HERE.parents[2]
 
