@@ -151,8 +151,8 @@ class Attachments:
             return self._current.get(image_id)
 
     def close(self) -> None:
-        """End the fetches. The devices stay, for the next daemon."""
-        self._threads.close()
+        """Let cache writes end. The devices stay, for the next daemon; so do reads that wait."""
+        self._threads.writing.shutdown(wait=True)
 
     def _take_down(self, image_id: str) -> None:
         tree = self.tree(image_id)
@@ -290,6 +290,8 @@ class Attachments:
             if not self._go_on(entry, held):
                 gone.add(entry.image)
         for name, numbers in left.items():
+            if not numbers:
+                continue
             _close(numbers)
             with contextlib.suppress(PageinError):
                 self._notifier.remove(name)

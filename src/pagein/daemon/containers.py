@@ -20,7 +20,7 @@ from pagein.daemon.client import mount_image, umount
 from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.mount_server import MountOptions
 from pagein.daemon.paths import Paths
-from pagein.device.mount import unmount
+from pagein.device.mount import is_mount_point, unmount
 from pagein.errors import DeviceError, PageinError, RuntimeFailedError
 from pagein.format.manifest import parse_config
 from pagein.runtime.bundle import claim_bundle, prepare_bundle
@@ -72,7 +72,8 @@ def run_image(images: Images, found: FoundImage, options: ContainerOptions) -> i
                     runtime, bundle, name, tty=options.run.tty, stop_signal=config.stop_signal
                 )
             finally:
-                umount(paths, rootfs)
+                if is_mount_point(rootfs):  # not after its server was lost
+                    umount(paths, rootfs)
         finally:
             shutil.rmtree(bundle, ignore_errors=True)
 

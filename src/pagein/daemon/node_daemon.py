@@ -13,11 +13,12 @@ import fcntl
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pagein import __version__
 from pagein.daemon.attachments import Attachments
@@ -47,8 +48,8 @@ _ARENAS: Final = 2
 daemon stays at half the memory."""
 
 
-def run_daemon(paths: Paths, config: Config, environment: MutableMapping[str, str]) -> None:
-    """Run until SIGTERM or SIGINT. Raises UsageError where one runs already."""
+def run_daemon(paths: Paths, config: Config, environment: MutableMapping[str, str]) -> NoReturn:
+    """Run until SIGTERM or SIGINT, and exit. Raises UsageError where one runs already."""
     notifier = Notifier.from_environment(environment)
     inherited = take_descriptors(environment, os.getpid())
     _spare_memory()
@@ -62,6 +63,10 @@ def run_daemon(paths: Paths, config: Config, environment: MutableMapping[str, st
         _wait(ended, notifier, watchdog_period_s(environment, os.getpid()))
         with contextlib.suppress(PageinError):
             notifier.stopping()
+    sys.stderr.flush()
+    # Without the interpreter's own end: threads serve devices up to the last moment, and what they
+    # leave unanswered is the next daemon's.
+    os._exit(0)
 
 
 class NodeDaemon:
@@ -122,24 +127,18 @@ class NodeDaemon:
         snapshotter.ensure()
         gone = self._mounts.recover({one.image for one in lost})
         self._attachments.release_unused()
-        kept = {entry.target for entry in self._mounts.all()}
+        told = {entry.target for entry in [*self._mounts.all(), *gone]}
+        for entry in gone:
+            self._report(f"{entry.reference} at {entry.target}")
         for one in lost:
             for pid, target in one.users:
-                if target not in kept:
-                    self._report(one.image, pid, target)
-        for entry in gone:
-            self._observe(
-                SnapshotterProblem("go on serving", f"{entry.reference} at {entry.target} is lost")
-            )
+                if target not in told:
+                    self._report(f"image {one.image} at {target} of process {pid}")
         self._lost = [one for one in lost if one.users]
 
-    def _report(self, image: str, pid: int, target: str) -> None:
-        where = f"{target} in the mount namespace of process {pid}"
-        self._observe(
-            SnapshotterProblem(
-                "go on serving", f"image {image} at {where}: nobody kept its device; restart it"
-            )
-        )
+    def _report(self, what: str) -> None:
+        reason = "nobody kept its device while the daemon was dead; restart its container"
+        self._observe(SnapshotterProblem(f"go on serving {what}", reason))
 
     def _listen(self, snapshotter: Snapshotter, captured: CapturedCredentials) -> None:
         paths, own = self._paths, self._stack

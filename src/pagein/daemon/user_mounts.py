@@ -34,6 +34,7 @@ from pagein.events import Observer, SnapshotterProblem
 from pagein.types import ImageName
 
 _LOOK_AGAIN_S: Final = 30.0
+_LINGERING_S: Final = 1.0
 _BREATH_S: Final = 0.2
 """Between two looks at the table: starting containers change it hundreds of times a second."""
 
@@ -139,7 +140,16 @@ class UserMounts:
             self._bring_back(entry, mounted=mounted)
         for entry in over:  # last, so that no image is unmounted that another needs
             self._forget(entry)
+        self._sweep_writable()
         return gone
+
+    def _sweep_writable(self) -> None:
+        """Take up what an earlier daemon could not remove yet."""
+        known = {entry.upper for entry in self.all()}
+        for folder in (self._paths.state / "writable").glob("*"):
+            if str(folder) not in known and not (self._paths.mounts / folder.name).exists():
+                self._lingering.append(folder)
+        self._clear_writable()
 
     def _bring_back(self, entry: MountEntry, *, mounted: bool) -> None:
         try:
@@ -212,7 +222,8 @@ class UserMounts:
             poll.register(table, select.POLLPRI | select.POLLERR)
             poll.register(ended, select.POLLIN)
             while True:
-                ready = dict(poll.poll(_LOOK_AGAIN_S * 1000))
+                again = _LINGERING_S if self._lingering else _LOOK_AGAIN_S
+                ready = dict(poll.poll(again * 1000))
                 if ended in ready:
                     return
                 try:
