@@ -29,6 +29,15 @@ slow: $(STAMP) packages
 bench: $(STAMP) packages
 	$(BIN)/python bench/run.py
 
+# Each property test looks at FUZZ times as many examples as in `make test`.
+fuzz: FUZZ ?= 50
+fuzz: $(STAMP)
+	PAGEIN_FUZZ=$(FUZZ) $(PYTEST) -q tests/property
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/check_docs.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
