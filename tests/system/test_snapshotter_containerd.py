@@ -13,19 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc
 import pytest
-from snapshotter_node import SnapshotterNode
+from snapshotter_node import NodeUnderTest, SnapshotterNode
 
 from pagein.device.mount import unmount
-from pagein.snapshotter.values import Kind
-from pagein.testing.directory_images import DirectoryImages, Layer, chain_id
 from pagein.testing.docker_registry import DockerRegistry
-from pagein.testing.snapshot_stack import refused
-from pagein.testing.snapshotter_client import SnapshotterClient, mounted
 from pagein.testing.tree_snapshot import of_disk
 
-from node_image import push, write_images  # isort: skip
+from node_image import BIG, SECTOR, push, write_images  # isort: skip
 
 pytestmark = [
     pytest.mark.root,
@@ -35,10 +30,9 @@ pytestmark = [
     ),
     pytest.mark.skipif(not DockerRegistry.installed(), reason="needs docker-registry"),
     pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo"),
+    pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
 ]
 ON = ("--snapshotter", "pagein")
-L1: Layer = {"a": "1", "b": "1"}
-L2: Layer = {"b": "2", "c": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +41,20 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
         push(image, "app", f"{registry.host}/app:v1")
         push(image, "alice", f"{registry.host}/alice:v1")
+        push(image, "app", f"{registry.host}/lazy:v1")
+        builder = NodeUnderTest(tmp_path_factory.mktemp("builder"))
+        builder("convert", "--sector-size", SECTOR, f"{registry.host}/lazy:v1")
         yield registry
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> DirectoryImages:
-    return DirectoryImages(tmp_path / "mounts")
-
-
-@pytest.fixture
-def node(tmp_path: Path, images: DirectoryImages) -> Iterator[SnapshotterNode]:
-    with SnapshotterNode(tmp_path / "machine", images) as node:
+def node(tmp_path: Path) -> Iterator[SnapshotterNode]:
+    with SnapshotterNode(tmp_path) as node:
         yield node
+        for namespace in node.ctr("namespace", "ls", "-q").split():
+            for name in node.ctr("image", "ls", "-q", namespace=namespace).split():
+                node.ctr("image", "rm", "--sync", name, namespace=namespace)
+        _until(lambda: node.attached() == [])
 
 
 @pytest.fixture
@@ -68,11 +64,11 @@ def app(node: SnapshotterNode, registry: DockerRegistry) -> str:
     return reference
 
 
-def client_of(node: SnapshotterNode, namespace: str) -> SnapshotterClient:
-    """Speak to containerd's own service, as its unpacker does inside."""
-    lease = node.ctr("leases", "create", namespace=namespace).strip()
-    metadata = {"containerd-namespace": namespace, "containerd-lease": lease}
-    return SnapshotterClient(node.containerd.socket, "pagein", metadata)
+@pytest.fixture
+def lazy(node: SnapshotterNode, registry: DockerRegistry) -> str:
+    reference = f"{registry.host}/lazy:v1"
+    node.pull(reference)
+    return reference
 
 
 @contextlib.contextmanager
@@ -98,8 +94,10 @@ def _until(holds: Callable[[], bool]) -> None:
 
 def test_an_image_is_pulled_classically_and_runs(node: SnapshotterNode, app: str) -> None:
     assert node.ctr("run", "--rm", *ON, app, "one") == "from the image\n"
-    assert node.events == []  # plain ctr asks for nothing else
-    assert len(node.snapshotter.walk(["kind==committed"])) == 3
+    assert (
+        node.counted("pulls_lazy") == node.counted("pulls_classical") == 0
+    )  # ctr asks for no more
+    assert len(node.snapshots("kind==committed")) == 3
 
 
 def test_the_tree_is_that_of_containerds_own_snapshotter(
@@ -134,7 +132,7 @@ def test_removed_images_leave_nothing_on_the_disk(node: SnapshotterNode, app: st
     assert "MiB" in usage
     node.ctr("image", "rm", "--sync", app)
     _until(lambda: node.directories() == [])
-    assert node.snapshotter.walk([]) == []
+    assert node.snapshots() == []
 
 
 def test_what_a_container_wrote_can_be_committed_and_compared(
@@ -148,29 +146,41 @@ def test_what_a_container_wrote_can_be_committed_and_compared(
         with tarfile.open(fileobj=io.BytesIO(diff)) as archive:
             assert "made" in archive.getnames()
             assert "bin" not in archive.getnames()
-    node.ctr("snapshot", *ON, "prepare", "build", node.snapshotter.walk([])[2].name.split("/")[2])
+    node.ctr("snapshot", *ON, "prepare", "build", node.snapshots()[2].name.split("/")[2])
     node.ctr("snapshot", *ON, "commit", "built", "build")
     assert "built" in node.ctr("snapshot", *ON, "ls")
     node.ctr("snapshot", *ON, "rm", "built")
 
 
 def _upper(node: SnapshotterNode, key: str) -> Path:
-    (info,) = node.snapshotter.walk([f'name~="/{key}$"'])
-    (mount,) = node.snapshotter.mounts(info.name)
+    (info,) = node.snapshots(f'name~="/{key}$"')
+    (mount,) = node.mounts(info.name)
     (upper,) = (option for option in mount.options if option.startswith("upperdir="))
     return Path(upper.removeprefix("upperdir="))
 
 
 def test_a_container_outlives_restarts_of_both(node: SnapshotterNode, app: str) -> None:
     with running(node, "long", app, "long", "sleep", "300"):
-        node.stop_snapshotter()
+        node.daemon.stop()
         node.containerd.kill()
-        node.start_snapshotter()
+        node.daemon.start()
         node.containerd.start()
         assert "RUNNING" in node.ctr("task", "ls")
         done = node.ctr("task", "exec", "--exec-id", "x", "long", "cat", "/etc/passwd")
         assert "alice" in done
         assert node.ctr("run", "--rm", *ON, app, "other") == "from the image\n"
+
+
+def test_a_lazy_container_outlives_the_death_of_both(node: SnapshotterNode, lazy: str) -> None:
+    with running(node, "long", lazy, "long", "sleep", "300"):
+        before = node.daemon.kill()
+        node.containerd.kill()
+        _until(lambda: node.daemon.answers() and node.daemon.pid != before)
+        node.containerd.start()
+        words = ("task", "exec", "--exec-id", "x", "long", "cat", "/data/big")
+        read = subprocess.run(node.containerd.ctr(*words), check=True, capture_output=True)
+        assert read.stdout == BIG
+        assert node.ctr("run", "--rm", *ON, lazy, "other") == "from the image\n"
 
 
 def test_two_images_share_their_layers(node: SnapshotterNode, app: str) -> None:
@@ -182,41 +192,34 @@ def test_two_images_share_their_layers(node: SnapshotterNode, app: str) -> None:
     assert "good day" in node.ctr("run", "--rm", *ON, other, "alice")
 
 
-def test_containerd_takes_a_layer_that_we_have_for_its_own(
-    node: SnapshotterNode, images: DirectoryImages, tmp_path: Path
-) -> None:
-    images.convert("host/app:1", L1, L2)
-    layers = (L1, L2)
-    for namespace in ("one", "two"):  # which share what we committed
-        with contextlib.closing(client_of(node, namespace)) as client:
-            parent = ""
-            for number in (1, 2):
-                name = chain_id(layers[:number])
-                labels = images.pull_labels("host/app:1", number, *layers)
-                with refused(grpc.StatusCode.ALREADY_EXISTS):
-                    client.prepare(f"extract {name}", parent, labels)
-                info = client.stat(name)
-                assert (info.parent, info.kind) == (parent, Kind.COMMITTED)
-                parent = name
-            with mounted(client.prepare("container", parent), tmp_path / "tree") as root:
-                assert {p.name: p.read_text() for p in root.iterdir()} == {**L1, **L2}
-                (root / "b").write_text("changed")
-            for key in ("container", chain_id(layers), chain_id(layers[:1])):
-                client.remove(key)
-    assert len(node.snapshotter.walk([])) >= 2  # containerd removes later, in its own time
+def test_two_namespaces_share_a_lazy_image(node: SnapshotterNode, lazy: str) -> None:
+    node.pull(lazy, namespace="other")
+    assert node.attached() == [f"docker://{lazy}"]
+    assert node.counted("pulls_lazy") >= 1
+    for namespace in ("default", "other"):
+        ran = node.ctr("run", "--rm", *ON, lazy, "one", namespace=namespace)
+        assert ran == "from the image\n"
+    _until(lambda: node.directories() == [])
+    node.ctr("image", "rm", "--sync", lazy)
+    assert node.ctr("run", "--rm", *ON, lazy, "two", namespace="other") == "from the image\n"
 
 
 def test_garbage_collection_unmounts_an_image_that_nobody_uses(
-    node: SnapshotterNode, images: DirectoryImages
+    node: SnapshotterNode, lazy: str
 ) -> None:
-    images.convert("host/app:1", L1)
-    with contextlib.closing(client_of(node, "default")) as client:
-        labels = images.pull_labels("host/app:1", 1, L1)
-        with refused(grpc.StatusCode.ALREADY_EXISTS):
-            client.prepare("extract", "", labels)
-        assert len(images.mounted()) == 1
-        client.remove(chain_id([L1]))
-    lease = node.ctr("leases", "ls", "-q").strip()
-    node.ctr("leases", "rm", "--sync", lease)
-    _until(lambda: images.mounted() == [])
-    assert node.snapshotter.walk([]) == []
+    assert len(node.attached()) == 1
+    node.ctr("image", "rm", "--sync", lazy)
+    _until(lambda: node.attached() == [])
+    assert node.snapshots() == []
+
+
+def test_an_image_on_a_layer_of_a_lazy_one_gets_its_files(
+    node: SnapshotterNode, lazy: str, app: str
+) -> None:
+    # The same layers, pulled without the labels: containerd finds ours, and asks for no other.
+    assert node.ctr("run", "--rm", *ON, app, "one") == "from the image\n"
+    (bottom,) = (one for one in node.snapshots() if not one.parent)
+    node.ctr("snapshot", *ON, "prepare", "build", bottom.name.split("/")[-1])
+    assert (_upper(node, "build").parents[1] / "1/fs/bin/sh").exists()
+    assert node.counted("layers_materialised") == 1
+    node.ctr("snapshot", *ON, "rm", "build")
