@@ -18,13 +18,17 @@ LANGUAGES = {"sh", "text", "toml", "yaml", "json", "python"}
 
 _FENCE = re.compile(r"```(\w*)\s*$")
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")
+_RUN_BY = re.compile(r"^<!-- run by: (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _CODE = re.compile(r"`[^`]*`")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. ``line`` is where its text begins; ``not_run`` why no test runs it."""
+    """A fenced block. ``line`` is where its text begins; ``not_run`` why it is not run with others.
+
+    That is said in a comment before the block, or once for a page that a test of its own runs.
+    """
 
     page: Path
     line: int
@@ -43,12 +47,13 @@ def blocks(page: Path) -> Iterator[Block]:
     above = language = None
     text: list[str] = []
     start = 0
+    whole = run_by(page)
     for number, line in enumerate(page.read_text().splitlines(), 1):
         fence = _FENCE.match(line)
         if language is not None:
             if line == "```":
                 reason = _NOT_RUN.match(above or "")
-                not_run = reason[1] if reason else None
+                not_run = reason[1] if reason else whole and f"run by {whole}"
                 yield Block(page, start, language, "\n".join(text), not_run)
                 above = language = None
             else:
@@ -57,6 +62,12 @@ def blocks(page: Path) -> Iterator[Block]:
             language, start, text = fence[1], number + 1, []
         elif line:
             above = line
+
+
+def run_by(page: Path) -> str | None:
+    """Return the test that runs the commands of a page, where it is one of its own."""
+    found = _RUN_BY.search(page.read_text())
+    return found[1] if found else None
 
 
 def prose(page: Path) -> str:
@@ -121,6 +132,8 @@ def problems() -> Iterator[str]:
         for block in blocks(page):
             if block.language not in LANGUAGES:
                 yield f"{where}:{block.line}: a block in {block.language or 'no language'}"
+        if (test := run_by(page)) and not (ROOT / test).exists():
+            yield f"{where}: there is no {test}"
     for page in set(pages()) - reachable():
         yield f"{page.relative_to(ROOT)}: no link leads here from docs/README.md"
 

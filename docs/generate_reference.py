@@ -16,7 +16,10 @@ import click
 from pagein.cli.main import COMMANDS, cli
 
 TARGET = Path(__file__).parent / "reference/cli.md"
-NOT_RUN = {"demo": "starts an image of a few hundred MB several times; a test of its own does"}
+NOT_RUN = {
+    "demo": "starts an image of a few hundred MB several times; a test of its own does",
+    "ctr-pull": "needs containerd with pagein in it; a test of its own has one",
+}
 
 HEAD = """\
 # Command line

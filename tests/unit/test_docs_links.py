@@ -48,12 +48,13 @@ def test_the_check_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
         "`[code](nowhere.md)`\n\n```c\n[no](link)\n```\n"
     )
     (tmp_path / "TOP.md").write_text("# Top\n\n## Twice\n\n## Twice\n\n[second](#twice-1)\n")
-    (tmp_path / "docs/alone.md").write_text("# Alone\n")
+    (tmp_path / "docs/alone.md").write_text("# Alone\n\n<!-- run by: tests/none.py -->\n")
     monkeypatch.setattr(docs, "ROOT", tmp_path)
     assert list(docs.problems()) == [
         "docs/README.md:3: ../TOP.md#no: no such heading",
         "docs/README.md:3: gone.md leads nowhere",
         "docs/README.md:7: a block in c",
+        "docs/alone.md: there is no tests/none.py",
         "docs/alone.md: no link leads here from docs/README.md",
     ]
 
@@ -64,6 +65,8 @@ def test_a_block_knows_its_line_and_why_it_is_not_run(tmp_path: Path) -> None:
     first, second = docs.blocks(page)
     assert (first.line, first.text, first.not_run) == (5, "one\n\ntwo", "no time")
     assert (second.line, second.text, second.not_run) == (11, "", None)
+    page.write_text("# Page\n\n<!-- run by: tests/own.py -->\n\n```sh\none\n```\n")
+    assert [block.not_run for block in docs.blocks(page)] == ["run by tests/own.py"]
 
 
 def test_the_reference_is_what_the_command_line_says() -> None:
