@@ -153,6 +153,8 @@ def test_a_pod_runs_and_no_layer_was_asked_for(kube: KubeNode, site: Site, tmp_p
     assert len(layers) == 3
     assert not any(digest in one.path for one in site.front.asked() for digest in layers)
     assert image_id in [image.id for image in kube.cri.ListImages().images]
+    with pytest.raises(grpc.RpcError, match="401 Unauthorized"):  # what is here opens to nobody
+        kube.cri.pull(site.app)
 
 
 def image_layers(kube: KubeNode, reference: str) -> list[str]:

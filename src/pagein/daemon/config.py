@@ -41,6 +41,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
     ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
 
+    ``secret_files`` are patterns of mounted ``dockerconfigjson`` secrets; the two settings after it
+    are kubelet's ``--image-credential-provider-config`` and ``-bin-dir``, both or none.
+
     For the daemon: ``metrics_address`` is HOST:PORT or ``unix:PATH`` (empty: no metrics are
     served); ``cri_image_service`` is containerd's socket, to which kubelet's image calls are passed
     on from ``cri.sock`` (empty: there is no such socket); with ``persist_credentials`` the logins
@@ -53,6 +56,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fetch_workers: int = 4
     read_ahead_kb: int = 256
     hosts_dir: str = "/etc/containerd/certs.d"
+    secret_files: tuple[str, ...] = ()
+    credential_provider_config: str = ""
+    credential_provider_bin_dir: str = ""
     metrics_address: str = ""
     cri_image_service: str = ""
     persist_credentials: bool = True
@@ -64,6 +70,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("timeouts are between 0 and 3600 seconds")
         if not 1 <= self.fetch_workers <= 64:
             raise ValueError("fetch_workers is between 1 and 64")
+        if bool(self.credential_provider_config) != bool(self.credential_provider_bin_dir):
+            raise ValueError("credential_provider_config and _bin_dir go together")
         if self.cri_image_service and not self.cri_image_service.startswith("/"):
             raise ValueError("cri_image_service is the path of containerd's socket")
         if not 0 <= self.read_ahead_kb <= 16384:

@@ -19,6 +19,7 @@ from pagein.store.captured_credentials import CapturedCredentials
 from pagein.store.credentials import ChainedCredentials, Credentials, DockerCredentials
 from pagein.store.directory import DirectoryCache
 from pagein.store.layout import LayoutRepository
+from pagein.store.mounted_secrets import MountedSecrets
 from pagein.store.repository import Repository, SingleImage, WritableRepository
 from pagein.store.source import SectorCache
 from pagein.store.stack import ReadPath, ReadThreads
@@ -40,14 +41,23 @@ class Node:
         self._registries = Registries(config)
 
     @cached_property
-    def _docker(self) -> DockerCredentials:
-        return DockerCredentials.load(os.environ, Path.home())
+    def _machine_credentials(self) -> tuple[Credentials, ...]:
+        """Return what the machine itself knows: Docker's files, mounted secrets, plugins."""
+        found: list[Credentials] = [DockerCredentials.load(os.environ, Path.home())]
+        config = self.config
+        if config.secret_files:
+            found.append(MountedSecrets(config.secret_files))
+        if config.credential_provider_config:
+            from pagein.store.kubelet_credentials import KubeletCredentials
+
+            file, programs = config.credential_provider_config, config.credential_provider_bin_dir
+            found.append(KubeletCredentials(Path(file), Path(programs), os.environ))
+        return tuple(found)
 
     def _credentials(self, name: ImageName) -> Credentials:
         """Return who asks for an image: docs/how-to/kubernetes.md has the order and why."""
-        if self._captured is None:
-            return self._docker
-        return ChainedCredentials((self._captured.for_image(name), self._docker))
+        captured = () if self._captured is None else (self._captured.for_image(name),)
+        return ChainedCredentials((*captured, *self._machine_credentials))
 
     def repository(self, name: ImageName) -> Repository:
         """Return the place that a reference names, to read from; of several hosts the last.

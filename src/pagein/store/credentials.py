@@ -11,10 +11,10 @@ from __future__ import annotations
 import base64
 import binascii
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,7 +28,9 @@ __all__ = [
     "Credential",
     "Credentials",
     "DockerCredentials",
+    "SeveralCredentials",
     "StaticCredentials",
+    "offers",
 ]
 
 _MAX_FILE: Final = 4 << 20
@@ -44,6 +46,32 @@ class Credentials(Protocol):
     def for_repository(self, host: str, repository: str, /) -> Credential | None:
         """Return the credential for ``host/repository``; None: ask anonymously."""
         ...
+
+
+@runtime_checkable
+class SeveralCredentials(Protocol):
+    """Who may know more than one credential for a place: where one is refused, the next is tried.
+
+    A login that came with a pull runs out after hours; the node's own may still be good.
+    """
+
+    def each_for_repository(self, host: str, repository: str, /) -> Iterator[Credential]:
+        """Yield the credentials, best first; each is asked for when the one before is refused."""
+        ...
+
+
+def offers(credentials: Credentials, host: str, repository: str) -> Iterator[Credential]:
+    """Yield what there is to offer, each credential once."""
+    if not isinstance(credentials, SeveralCredentials):
+        one = credentials.for_repository(host, repository)
+        if one is not None:
+            yield one
+        return
+    seen: list[Credential] = []
+    for credential in credentials.each_for_repository(host, repository):
+        if credential not in seen:
+            seen.append(credential)
+            yield credential
 
 
 class Anonymous:
@@ -70,16 +98,18 @@ class StaticCredentials:
 
 @dataclass(frozen=True, slots=True)
 class ChainedCredentials:
-    """Asks one after the other; the first that knows a credential decides."""
+    """Asks one after the other: where a credential is refused, or nobody knows one."""
 
     links: tuple[Credentials, ...]
 
     def for_repository(self, host: str, repository: str, /) -> Credential | None:
         """Return the first credential. Raises what a link raises: none is passed over in error."""
+        return next(self.each_for_repository(host, repository), None)
+
+    def each_for_repository(self, host: str, repository: str, /) -> Iterator[Credential]:
+        """Yield the credentials of all links, in order."""
         for link in self.links:
-            if (found := link.for_repository(host, repository)) is not None:
-                return found
-        return None
+            yield from offers(link, host, repository)
 
 
 class _Auth(msgspec.Struct):

@@ -2,19 +2,21 @@
 
 Rule 1. Many threads refused at once make one token request; the others wait for it.
 Rule 2. A token is dropped only by the request that it failed, and only if it is still the one.
+Rule 3. A credential that is refused makes room for the next one; after the last comes the first
+again, with the next request: it may have been renewed.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Final
 
 from pagein.errors import PageinError, RemoteDeniedError, RemoteError, RemoteUnavailableError
-from pagein.store.credentials import Credentials
+from pagein.store.credentials import Credentials, offers
 from pagein.transport import Request, Response, Transport
 from pagein.wire.auth import (
     MAX_TOKEN_ANSWER,
@@ -33,6 +35,7 @@ _SAFETY: Final = 0.9
 """A token is renewed after this part of its lifetime: the clock starts before we have it."""
 
 _WAIT_S: Final = 60.0
+_MAX_MADE: Final = 64
 
 Scopes = frozenset[Scope]
 
@@ -91,6 +94,9 @@ class Authenticator:
         self._held: dict[Scopes, _Held] = {}
         self._basic: str | None = None
         self._flights: dict[Scopes, Future[str]] = {}
+        self._made: dict[str, Credential | None] = {}
+        self._refused: list[Credential] = []
+        self._challenge = ""
 
     def header(self, scopes: Scopes) -> str | None:
         """Return what is known to serve these scopes, or None: ask without, and be challenged."""
@@ -116,6 +122,32 @@ class Authenticator:
             self._drop(refused)
             if known := self._known(scopes):
                 return known
+        return self._once(scopes, lambda: self._obtain(challenge_header, scopes, refused))
+
+    def another(self, challenge_header: str, scopes: Scopes, refused: str) -> str | None:
+        """Return an authorization from another credential than gave ``refused``; None: no more.
+
+        Without a challenge, which a 403 need not have, the last one holds.
+        """
+        with self._lock:
+            credential = self._made.get(refused)
+            if credential is None:
+                return None
+            self._refused.append(credential)
+            challenge_header = challenge_header or self._challenge
+        if next(self._candidates(), None) is None:
+            with self._lock:
+                self._refused.clear()
+            return None
+        with self._lock:
+            self._drop(refused)
+            if known := self._known(scopes):
+                return known
+        return self._once(scopes, lambda: self._obtain(challenge_header, scopes, refused))
+
+    def _once(self, scopes: Scopes, obtain: Callable[[], str]) -> str:
+        """Let the first of several threads that want the same do it, and the others wait."""
+        with self._lock:
             flight = self._flights.get(scopes)
             if flight is None:
                 mine: Future[str] = Future()
@@ -123,7 +155,7 @@ class Authenticator:
         if flight is not None:
             return self._wait(flight)
         try:
-            header = self._obtain(challenge_header, scopes, refused)
+            header = obtain()
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -157,7 +189,48 @@ class Authenticator:
                 f"{self._host} wants a login that is neither Basic nor Bearer",
                 hint="see what the registry's documentation says about docker login",
             )
-        credential = self._credentials.for_repository(self._host, self._repository)
+        failure: PageinError | None = None
+        for credential in self._candidates():
+            try:
+                header = self._header(challenge, scopes, credential, refused)
+            except RemoteDeniedError as error:
+                failure = failure or error
+                if credential is not None:
+                    with self._lock:
+                        self._refused.append(credential)
+                continue
+            with self._lock:
+                self._challenge = challenge_header
+                while len(self._made) >= _MAX_MADE:
+                    del self._made[next(iter(self._made))]
+                self._made[header] = credential
+            return header
+        with self._lock:
+            self._refused.clear()
+        raise failure or RemoteDeniedError(
+            f"{self._host} refused all credentials for {self._repository}",
+            hint=f"log in again with 'docker login {self._host}'",
+        )
+
+    def _candidates(self) -> Iterator[Credential | None]:
+        """Yield the credentials that were not refused; None, once, where there are none at all."""
+        with self._lock:
+            refused = list(self._refused)
+        there = False
+        for credential in offers(self._credentials, self._host, self._repository):
+            there = True
+            if credential not in refused:
+                yield credential
+        if not there:
+            yield None
+
+    def _header(
+        self,
+        challenge: Challenge,
+        scopes: Scopes,
+        credential: Credential | None,
+        refused: str | None,
+    ) -> str:
         if challenge.scheme == "basic":
             header = self._basic_header(credential, refused)
             with self._lock:

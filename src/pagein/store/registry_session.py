@@ -1,6 +1,7 @@
 """One repository's requests: authorization, redirects, bounded repeats of what may be repeated.
 
-Rule 1. A request is sent again once after a 401, with a new authorization; never a third time.
+Rule 1. A request is sent again after a 401 with a new authorization, and then once more for each
+other credential that there is; never twice with the same one.
 Rule 2. Authorization goes to the registry's own origin only, whatever a redirect says.
 Rule 3. `repeating` is for small idempotent requests; ranges make one attempt (the sector stack
 above repeats them).
@@ -81,19 +82,35 @@ class RegistrySession:
 
     @contextmanager
     def send(self, request: Request, scopes: frozenset[Scope]) -> Iterator[Exchange]:
-        """Send, follow redirects, answer one challenge; yield whatever answer that gives."""
+        """Send, follow redirects, answer challenges; yield whatever answer that gives."""
         body = request.body
         start = None if body is None or isinstance(body, bytes) else body.tell()
         with ExitStack() as stack:
             authorization = self._auth.header(scopes)
             exchange = self._follow(stack, request, authorization, start)
-            if exchange.response.status == 401 and not exchange.elsewhere:
-                challenge = exchange.response.headers.get("www-authenticate", "")
-                if challenge:
-                    stack.close()
-                    authorization = self._auth.renew(challenge, scopes, authorization)
-                    exchange = self._follow(stack, request, authorization, start)
+            renewed = False
+            while not exchange.elsewhere:
+                another = self._another(exchange.response, scopes, authorization, renewed=renewed)
+                if another is None:
+                    break
+                renewed, authorization = True, another
+                stack.close()
+                exchange = self._follow(stack, request, authorization, start)
             yield exchange
+
+    def _another(
+        self, response: Response, scopes: frozenset[Scope], sent: str | None, *, renewed: bool
+    ) -> str | None:
+        """Return what to try instead of ``sent``; None where the answer is to be taken.
+
+        Logins that ran out are a 401, or with some registries a 403.
+        """
+        challenge = response.headers.get("www-authenticate", "")
+        if response.status == 401 and challenge and not renewed:
+            return self._auth.renew(challenge, scopes, sent)
+        if response.status in {401, 403} and sent is not None:
+            return self._auth.another(challenge, scopes, sent)
+        return None
 
     def _follow(
         self, stack: ExitStack, request: Request, authorization: str | None, start: int | None
