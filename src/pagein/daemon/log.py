@@ -56,4 +56,6 @@ class ProblemLog:
         if count & (count - 1) == 0:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             times = f" (time {count})" if count > 1 else ""
-            print(f"{stamp} {what}{times}: {reason}", file=sys.stderr, flush=True)
+            # In one write, and so in one piece: print() writes the end of the line separately.
+            sys.stderr.write(f"{stamp} {what}{times}: {reason}\n")
+            sys.stderr.flush()
