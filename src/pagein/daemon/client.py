@@ -18,11 +18,13 @@ from pagein import __version__
 from pagein.daemon import mounts
 from pagein.daemon.control import ask
 from pagein.daemon.images import FoundImage, Images
+from pagein.daemon.journal import Journal
 from pagein.daemon.mount_request import MountRequest, fingerprint
 from pagein.daemon.mount_server import MountOptions
 from pagein.daemon.mounts import MountRecord
 from pagein.daemon.paths import Paths
 from pagein.daemon.serve import check_root, check_target, serve_mount
+from pagein.device.mount import is_mount_point, unmount
 from pagein.errors import NotFoundError, RemoteUnavailableError, UsageError
 
 _MOUNT_S: Final = 60.0
@@ -78,8 +80,20 @@ def _by_daemon(
 
 def umount(paths: Paths, target: Path, *, force: bool = False) -> None:
     """Unmount what was mounted by either. Raises UsageError or DeviceError."""
-    if not _umounted_by_daemon(paths, target, force=force):
-        mounts.umount(paths, target, force=force)
+    if _umounted_by_daemon(paths, target, force=force):
+        return
+    if _waits_for_daemon(paths, target):
+        unmount(target, lazy=force)  # the next daemon sees that it is gone
+        return
+    mounts.umount(paths, target, force=force)
+
+
+def _waits_for_daemon(paths: Paths, target: Path) -> bool:
+    """Whether a daemon that does not run now has left a mount."""
+    journal = Journal(paths)
+    wanted = os.path.realpath(target)
+    known = any(one.target == wanted for one in (*journal.mounts, *journal.passing))
+    return known and is_mount_point(Path(wanted))
 
 
 def _umounted_by_daemon(paths: Paths, target: Path, *, force: bool) -> bool:

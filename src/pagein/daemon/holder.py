@@ -97,19 +97,25 @@ class Holder:
                 return  # nobody there
             finally:
                 theirs.close()
-            while True:
-                text, descriptors, _, _ = socket.recv_fds(ours, 4096, 8)
-                name = text.decode()
-                if name.startswith("FDNAME="):
-                    self.store.add(name.removeprefix("FDNAME="), descriptors)
-                    continue
-                if name.startswith("BUSY="):
-                    fail(f"pagein daemon runs already, as process {name.removeprefix('BUSY=')}")
-                if name != "END=1":
-                    fail("the holder of the daemon's descriptors does not answer")
-                ours.send(b"OK=1")
-                ours.recv(16)  # it has let go of the socket
-                return
+            try:
+                self._receive_all(ours)
+            except OSError:
+                fail("the holder of the daemon's descriptors does not answer")
+
+    def _receive_all(self, ours: socket.socket) -> None:
+        while True:
+            text, descriptors, _, _ = socket.recv_fds(ours, 4096, 8)
+            name = text.decode()
+            if name.startswith("FDNAME="):
+                self.store.add(name.removeprefix("FDNAME="), descriptors)
+                continue
+            if name.startswith("BUSY="):
+                fail(f"pagein daemon runs already, as process {name.removeprefix('BUSY=')}")
+            if name != "END=1":
+                fail("the holder of the daemon's descriptors does not answer")
+            ours.send(b"OK=1")
+            ours.recv(16)  # it has let go of the socket
+            return
 
     def _listen(self) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):

@@ -181,12 +181,15 @@ def test_what_was_unmounted_while_no_daemon_ran_stays_unmounted(
     daemon: DaemonUnderTest, registry: DockerRegistry
 ):
     target = daemon.node.mount(f"{registry.host}/app:v1")
+    other = daemon.node.mount(f"{registry.host}/app:v1", "--rw")
     assert daemon.stop() == 0
     subprocess.run(["umount", target], check=True)
+    daemon.node("umount", other)
     daemon.start()
     status = daemon.status()
     assert (status["mounts"], status["images"]) == ([], [])
     assert mounts_below(daemon.node.folder) == []
+    assert list((daemon.node.root / "lib/writable").iterdir()) == []
 
 
 def test_the_holder_ends_with_the_last_mount(daemon: DaemonUnderTest, registry: DockerRegistry):
