@@ -27,17 +27,24 @@ restrict_oom_score_adj = true  # tests may not have the right to lower it
 stats_collect_period = 1
 """
 
+CERTS = """
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{certs}"
+"""
+
 
 class KubeNode:
     """containerd, ``pagein daemon``, and the socket that kubelet is told. ``with`` owns all."""
 
-    def __init__(self, folder: Path, pause: str, more: str = "") -> None:
+    def __init__(self, folder: Path, pause: str) -> None:
         self.node = NodeUnderTest(folder)
         self.daemon = DaemonUnderTest(self.node)
-        self.containerd = Containerd(
-            folder / "containerd", CRI.format(pause=pause) + more, configure=self._install
+        self.certs = folder / "certs.d"
+        config = CRI.format(pause=pause) + CERTS.format(certs=self.certs)
+        self.containerd = Containerd(folder / "containerd", config, configure=self._install)
+        self.node.configure(
+            cri_image_service=str(self.containerd.socket), hosts_dir=str(self.certs)
         )
-        self.node.configure(cri_image_service=str(self.containerd.socket))
 
     def _install(self, file: Path) -> None:
         self.node("install-snapshotter", "--containerd-config", file)

@@ -248,6 +248,27 @@ def test_a_login_is_kept_for_as_long_as_the_image_is_there(kube: KubeNode, site:
     wait_until(lambda: site.app not in str(kube.daemon.status()["images"]))
 
 
+def test_hosts_are_configured_once_for_containerd_and_for_us(
+    kube: KubeNode, site: Site, tmp_path: Path
+) -> None:
+    folder = kube.certs / "registry.example"
+    folder.mkdir(parents=True)
+    (folder / "hosts.toml").write_text(
+        f"""
+        server = "https://registry.example"
+        [host."http://{site.front.host}"]
+        capabilities = ["pull", "resolve"]
+        """
+    )
+    image = "registry.example/app:v1"
+    before = kube.counted("pulls_lazy")
+    kube.cri.pull(image, **LOGIN)
+    with kube.cri.pod("mirror", tmp_path) as pod:
+        assert pod.start(image).shell("stat -c %s /data/big; cat /odd/one") == "3145728\nlinked"
+    assert kube.counted("pulls_lazy") == before + 1
+    kube.cri.RemoveImage(image={"image": image})
+
+
 def test_kubelet_is_told_what_images_use(kube: KubeNode, site: Site) -> None:
     kube.cri.pull(site.plain)
     (info,) = kube.cri.ImageFsInfo().image_filesystems

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pagein.daemon.config import Config, RegistryConfig
+from pagein.daemon.images import Images
+from pagein.daemon.paths import Paths
+from pagein.daemon.wiring import Node
 from pagein.errors import FormatError, NotFoundError
 from pagein.format.index import Index, encode_index
 from pagein.format.manifest import ImageIndex
@@ -304,3 +309,26 @@ def test_a_manifest_that_is_not_its_digest_is_refused(sample: Sample) -> None:
     assert hashlib.sha256(wrong.data).hexdigest() != image.digest.hex
     with pytest.raises(FormatError):
         resolve(sample.repository, image.digest, AMD64)
+
+
+def test_a_mirror_that_lacks_the_artifact_does_not_hide_it(
+    sample: Sample, transport: HttpTransport, tmp_path: Path
+) -> None:
+    """A pull-through cache knows images, and often not what refers to them."""
+    subject = sample.image(tag="v1")
+    artifact = sample.artifact(subject)
+    refer(sample, subject, artifact)
+    with FakeRegistry() as mirror:
+        Sample(mirror, transport).image(tag="v1")
+        table = {sample.registry.host: RegistryConfig(mirrors=(mirror.host,))}
+        config = Config(hosts_dir="", registry=table)
+        images = Images(Node(Paths(tmp_path / "lib", tmp_path / "run"), config))
+        name = ImageName.parse(f"{sample.registry.host}/team/app:v1")
+        _, resolved = images.resolve(name, "linux/amd64")
+        assert resolved.artifact is not None
+        assert resolved.artifact.digest == artifact.digest
+        assert mirror.requests(path="manifests/v1")
+        # The source image, which the mirror has, is read there.
+        mirror.forget_requests()
+        images.place(name).manifest(subject.digest)
+        assert len(mirror.requests(path=str(subject.digest))) == 1
