@@ -73,5 +73,11 @@ class DaemonUnderTest:
             subprocess.run(["umount", "--lazy", target], check=False, capture_output=True)
         if self._holder is not None:
             if self.answers():
-                wait_until(lambda: self.status()["images"] == [])
+                wait_until(self.is_idle)
             self.stop()
+
+    def is_idle(self) -> bool:
+        """Whether it has nothing attached, and no writable layer to remove."""
+        writable = self.node.root / "lib/writable"
+        left = list(writable.iterdir()) if writable.exists() else []
+        return self.status()["images"] == [] and left == []
