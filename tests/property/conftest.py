@@ -11,18 +11,22 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+SETTINGS = "_hypothesis_internal_use_settings"
+"""Where hypothesis keeps what `@settings` said of a function; it reads it at each run."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     factor = int(os.environ.get("PAGEIN_FUZZ") or "1")
     if factor == 1:
         return
     for item in items:
+        item.add_marker(pytest.mark.timeout(0))
         function = getattr(item, "obj", None)
-        function = getattr(function, "__func__", function)
-        usual = getattr(function, "_hypothesis_internal_use_settings", None)
-        if usual is not None:
-            function._hypothesis_internal_use_settings = more(usual, factor)
-            item.add_marker(pytest.mark.timeout(0))
+        if isinstance(usual := getattr(function, SETTINGS, None), settings):
+            setattr(function, SETTINGS, more(usual, factor))
+        machine = getattr(item, "cls", None)
+        if isinstance(usual := getattr(machine, "settings", None), settings):
+            machine.settings = more(usual, factor)  # of a state machine, which has one test
 
 
 def more(usual: settings, factor: int) -> settings:
