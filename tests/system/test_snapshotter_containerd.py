@@ -20,6 +20,8 @@ from pagein.device.mount import unmount
 from pagein.testing.docker_registry import DockerRegistry
 from pagein.testing.tree_snapshot import of_disk
 
+from counting_proxy import CountingProxy  # isort: skip
+from daemon_under_test import reboot  # isort: skip
 from node_image import BIG, SECTOR, push, write_images  # isort: skip
 
 pytestmark = [
@@ -181,6 +183,22 @@ def test_a_lazy_container_outlives_the_death_of_both(node: SnapshotterNode, lazy
         read = subprocess.run(node.containerd.ctr(*words), check=True, capture_output=True)
         assert read.stdout == BIG
         assert node.ctr("run", "--rm", *ON, lazy, "other") == "from the image\n"
+
+
+def test_a_lazy_image_starts_after_a_reboot_with_the_registry_down(
+    node: SnapshotterNode, registry: DockerRegistry
+) -> None:
+    with CountingProxy(registry.host) as proxy:
+        image = f"{proxy.host}/lazy:v1"
+        node.pull(image)
+        assert node.ctr("run", "--rm", *ON, image, "one") == "from the image\n"
+    node.containerd.stop()
+    node.daemon.kill_both()
+    reboot(node.pagein)
+    node.daemon.start()
+    node.containerd.start()
+    assert node.attached() == [f"docker://{image}"]
+    assert node.ctr("run", "--rm", *ON, image, "two") == "from the image\n"
 
 
 def test_two_images_share_their_layers(node: SnapshotterNode, app: str) -> None:

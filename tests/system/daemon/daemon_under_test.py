@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -81,3 +82,11 @@ class DaemonUnderTest:
         writable = self.node.root / "lib/writable"
         left = list(writable.iterdir()) if writable.exists() else []
         return self.status()["images"] == [] and left == []
+
+
+def reboot(node: NodeUnderTest) -> None:
+    """Do to our state what a reboot does: no mounts, no processes, another boot's records."""
+    for target in reversed(mounts_below(node.folder)):
+        subprocess.run(["umount", "--lazy", target], check=True)
+    for record in node.root.glob("*/daemon/*/*.json"):
+        record.write_text(re.sub(r'"boot":"[^"]*"', '"boot":"another"', record.read_text()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import subprocess
 import threading
 import time
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from counting_proxy import Asked, CountingProxy
-from daemon_under_test import DaemonUnderTest
+from daemon_under_test import DaemonUnderTest, reboot
 from node_image import BIG, PARTS
-from node_under_test import NodeUnderTest, mounts_below, wait_until
+from node_under_test import mounts_below, wait_until
 
 from pagein.testing.docker_registry import DockerRegistry
 
@@ -152,14 +151,6 @@ def test_mounts_come_back_where_nobody_kept_their_device(
         assert "has no server; restart it" in node("status").stdout
         assert "restart its container" in daemon.log.read_text()
     assert sorted(one["target"] for one in node.status()) == sorted(map(str, (plain, writable)))
-
-
-def reboot(node: NodeUnderTest) -> None:
-    """Do to our state what a reboot does: no mounts, no processes, another boot's records."""
-    for target in reversed(mounts_below(node.folder)):
-        subprocess.run(["umount", "--lazy", target], check=True)
-    for record in node.root.glob("*/daemon/*/*.json"):
-        record.write_text(re.sub(r'"boot":"[^"]*"', '"boot":"another"', record.read_text()))
 
 
 def test_mounts_come_back_after_a_reboot_with_the_registry_down(
