@@ -25,6 +25,8 @@ from pagein.errors import (
 
 MAX_LINE = 16 << 20
 _TIMEOUT_S = 10.0
+_BACKLOG = 128
+"""Starts of containers at once; what does not fit is refused, not held up."""
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -40,7 +42,7 @@ class ControlServer:
         with _reachable(path) as address:
             self._socket.bind(address)
         path.chmod(0o600)
-        self._socket.listen(16)
+        self._socket.listen(_BACKLOG)
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()
 
