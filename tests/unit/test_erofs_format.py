@@ -170,6 +170,18 @@ def test_lookup_says_why_there_is_nothing(path: bytes, why: str) -> None:
         ErofsReader(image(LINKED)).lookup(path, follow=True)
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/usr/b\xe4r".encode(), "'/usr/b\xe4r' in the image: 'b\xe4r'"),
+        (b"/usr/\xff\n", r"'/usr/\\\\xff\\n' in the image: '\\\\xff\\n'"),
+    ],
+)
+def test_a_message_shows_a_path_as_it_was_typed_and_on_one_line(path: bytes, shown: str) -> None:
+    with pytest.raises(NotFoundError, match=f"^no {shown} does not exist$"):
+        ErofsReader(image(LINKED)).lookup(path, follow=True)
+
+
 LINKED = root_with(
     usr=root_with(
         bin=root_with(sh=Node(NodeKind.FILE), up=link(b"../../bin/sh")), sbin=directory()

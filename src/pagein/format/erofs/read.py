@@ -91,18 +91,20 @@ class ErofsReader:
                 continue
             here = trail[-1]
             if here.kind is not NodeKind.DIRECTORY:
-                raise NotFoundError(f"no {path!r} in the image: a parent is not a directory")
+                raise NotFoundError(f"no {_shown(path)} in the image: a parent is not a directory")
             if name in DOTS:
                 if name == b".." and len(trail) > 1:
                     trail.pop()
                 continue
             found = self._child(here, name)
             if found is None:
-                raise NotFoundError(f"no {path!r} in the image: {name!r} does not exist")
+                raise NotFoundError(
+                    f"no {_shown(path)} in the image: {_shown(name)} does not exist"
+                )
             if found.kind is NodeKind.SYMLINK and (follow or any(todo)):
                 links += 1
                 if links > MAX_LINKS:
-                    raise NotFoundError(f"no {path!r} in the image: too many symlinks")
+                    raise NotFoundError(f"no {_shown(path)} in the image: too many symlinks")
                 target = self.readlink(found)
                 if target.startswith(b"/"):
                     del trail[1:]
@@ -292,6 +294,11 @@ class _Budget:
         if self._left < 0:
             raise FormatError("the inodes overlap", field="inode", offset=inode.offset)
         return True
+
+
+def _shown(name: bytes) -> str:
+    """Write a name for a message: as it was typed, and on one line whatever it holds."""
+    return repr(name.decode("utf-8", "backslashreplace"))
 
 
 def read_tree(metadata: bytes | memoryview) -> Node:
