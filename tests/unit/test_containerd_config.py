@@ -182,3 +182,78 @@ discard_unpacked_layers = true
     first, second = remarks(text, target())
     assert "CRI off" in first
     assert "discard_unpacked_layers" in second
+
+
+SHAPES = {
+    "dotted": f"""\
+version = 2
+plugins."{CRI_2}".containerd.snapshotter = "overlayfs"
+plugins."{CRI_2}".sandbox_image = "pause"
+proxy_plugins.other.type = "snapshot"
+""",
+    "out of order": f"""\
+version = 2
+[plugins."{CRI_2}"]
+sandbox_image = "pause"
+[proxy_plugins.other]
+type = "snapshot"
+[plugins."{CRI_2}".containerd]
+snapshotter = "overlayfs" # ours
+[debug]
+level = "info"
+[plugins."{CRI_2}".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.internal.v1.opt"]
+path = "/opt"
+[proxy_plugins.third]
+type = "content"
+""",
+    "inline": f"""\
+version = 2
+plugins = {{ "{CRI_2}" = {{ containerd = {{ snapshotter = "overlayfs" }}, x = 1 }} }}
+proxy_plugins = {{ other = {{ type = "snapshot" }} }}
+""",
+    "ours, elsewhere": """\
+version = 2
+[proxy_plugins.pagein]
+type = "snapshot"
+address = "/old/place.sock"
+[proxy_plugins.pagein.exports]
+root = "/old"
+""",
+    "deeper only": f"""\
+version = 2
+[plugins."{CRI_2}".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+""",
+    "empty tables": "version = 2\n[proxy_plugins]\n# none yet\n[plugins]\n",
+    "crlf": 'version = 2\r\n[debug]\r\nlevel = "info"\r\n',
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_only_what_is_ours_differs_however_the_file_is_written(name: str) -> None:
+    before = tomllib.loads(SHAPES[name])
+    wanted = tomllib.loads(SHAPES[name])
+    wanted.setdefault("proxy_plugins", {})["pagein"] = {
+        "type": "snapshot",
+        "address": "/run/pagein/snapshotter.sock",
+        "exports": {"root": "/var/lib/pagein"},
+    }
+    cri = wanted.setdefault("plugins", {}).setdefault(CRI_2, {}).setdefault("containerd", {})
+    cri |= {"snapshotter": "pagein", "disable_snapshot_annotations": False}
+    assert merged(SHAPES[name]) == wanted
+    installed = merge(SHAPES[name], target()) + "\n[metrics]\naddress = 'x'\n"
+    left = tomllib.loads(remove(installed, SHAPES[name]))
+    assert left.pop("metrics") == {"address": "x"}
+    if before.get("proxy_plugins", {}).pop("pagein", None) and not before["proxy_plugins"]:
+        del before["proxy_plugins"]
+    assert left == before
+
+
+def test_what_cannot_be_edited_by_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tomlkit is not without faults; the result is held against what it should mean."""
+    monkeypatch.setattr("tomlkit.dumps", lambda document: "version = 2\n")
+    with pytest.raises(UsageError, match="cannot be edited by program") as caught:
+        merge("version = 2\n", target())
+    assert "by hand" in str(caught.value.hint)

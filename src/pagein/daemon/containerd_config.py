@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AoT, InlineTable, Table
+from tomlkit.items import InlineTable
 
 from pagein.errors import UsageError
 
@@ -77,17 +78,19 @@ def merge(text: str, target: Target) -> str:
 
     Raises UsageError for text that is not a configuration of containerd's.
     """
-    document = _parse(text)
+    return _edited(text, lambda document: _merge_into(document, target))
+
+
+def _merge_into(document: Any, target: Target) -> None:
     if not document:
-        document.add("version", tomlkit.item(3 if target.version >= (2, 0, 0) else 2))
+        document["version"] = 3 if target.version >= (2, 0, 0) else 2
     plugin: dict[str, Any] = {"type": "snapshot", "address": str(target.socket)}
     exports: dict[str, Any] = {}
     if target.exports_root:
         exports["root"] = str(target.state)
     if target.transfers:
         exports["enable_remote_snapshot_annotations"] = "true"
-    proxy = _table(document, ("proxy_plugins", NAME))
-    _set(proxy, plugin)
+    _set(_table(document, ("proxy_plugins", NAME)), plugin)
     if exports:
         _set(_table(document, ("proxy_plugins", NAME, "exports")), exports)
     if target.cri and not _cri_is_off(document):
@@ -95,7 +98,6 @@ def merge(text: str, target: Target) -> str:
         _set(cri, {"snapshotter": NAME, "disable_snapshot_annotations": False})
     if target.transfers and _version(document) >= 3:
         _unpack_with_us(document)
-    return tomlkit.dumps(document)
 
 
 def remove(text: str, before: str) -> str:
@@ -103,20 +105,26 @@ def remove(text: str, before: str) -> str:
 
     For a file that somebody has edited since. Raises UsageError.
     """
-    document, old = _parse(text), _parse(before)
+    old = tomllib.loads(before)
+    return _edited(text, lambda document: _remove_from(document, old))
+
+
+def _remove_from(document: Any, old: Mapping[str, Any]) -> None:
     proxies = _find(document, ("proxy_plugins",))
     if proxies is not None and NAME in proxies:
         del proxies[NAME]
-        if not proxies:
+        was = _find(old, ("proxy_plugins",))
+        if not proxies and (was is None or NAME in was):
             del document["proxy_plugins"]
     for path in _CRI.values():
         table, was = _find(document, path), _find(old, path) or {}
         if table is None or table.get("snapshotter") != NAME:
             continue
         for key in ("snapshotter", "disable_snapshot_annotations"):
-            table.pop(key, None)
             if key in was:
                 table[key] = was[key]
+            elif key in table:
+                del table[key]
     transfer = _find(document, _TRANSFER)
     if transfer is not None and _UNPACK in transfer:
         entries = transfer[_UNPACK]
@@ -126,7 +134,27 @@ def remove(text: str, before: str) -> str:
             del transfer[_UNPACK]
     for path in (*_CRI.values(), _TRANSFER):
         _prune(document, old, path)
-    return tomlkit.dumps(document)
+
+
+def _edited(text: str, edit: Callable[[Any], None]) -> str:
+    """Edit a text, and see to it that nothing else changed: what it means is edited, too.
+
+    tomlkit 0.15 stumbles over some shapes of dotted keys.
+    """
+    document, wanted = _parse(text), tomllib.loads(text)
+    edit(wanted)
+    try:
+        edit(document)
+        result = tomlkit.dumps(document)
+        same = tomllib.loads(result) == wanted
+    except (TOMLKitError, LookupError, AttributeError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise UsageError(
+            "the file is written in a way that cannot be edited by program",
+            hint="edit it by hand: docs/how-to/containerd.md has the settings",
+        )
+    return result
 
 
 def check(dumped: str, target: Target) -> None:
@@ -191,20 +219,24 @@ def _prune(document: Any, old: Any, path: tuple[str, ...]) -> None:
             del above[path[depth - 1]]
 
 
-def _unpack_with_us(document: tomlkit.TOMLDocument) -> None:
+def _unpack_with_us(document: Any) -> None:
     """Let the transfer service unpack for us; a list that is written replaces the default one."""
     transfer = _table(document, _TRANSFER)
     entries = transfer.get(_UNPACK)
     if entries is not None and any(one.get("snapshotter") == NAME for one in entries):
         return
-    names = [NAME] if entries is not None else ["overlayfs", NAME]
-    if entries is None:
-        entries = tomlkit.aot()
-        transfer.add(_UNPACK, entries)
-    for name in names:
-        entry = tomlkit.table()
-        entry.update({"platform": _platform(), "snapshotter": name})
-        cast(AoT, entries).append(entry)
+    names = ["overlayfs", NAME] if entries is None else [NAME]
+    new = [{"platform": _platform(), "snapshotter": name} for name in names]
+    if entries is not None:
+        for entry in new:
+            entries.append(entry)
+    elif isinstance(document, tomlkit.TOMLDocument):
+        tables = tomlkit.aot()
+        for entry in new:
+            tables.append(tomlkit.item(entry))
+        transfer[_UNPACK] = tables
+    else:
+        transfer[_UNPACK] = new
 
 
 def _platform() -> str:
@@ -239,21 +271,27 @@ def _find(document: Any, path: tuple[str, ...]) -> Any:
     return document
 
 
-def _table(document: tomlkit.TOMLDocument, path: tuple[str, ...]) -> Any:
+def _table(document: Any, path: tuple[str, ...]) -> Any:
     """Return a table, made where there is none; tables above it get no heading of their own."""
     table: Any = document
     for depth, name in enumerate(path, 1):
         if name not in table:
-            inline = isinstance(table, InlineTable)  # may hold none but its own kind
-            above = depth < len(path)
-            table.add(name, tomlkit.inline_table() if inline else tomlkit.table(above))
+            table[name] = _new_table(document, table, above=depth < len(path))
         table = table[name]
         if not isinstance(table, Mapping):
             raise UsageError(f"{'.'.join(path[:depth])} is not a table")
     return table
 
 
-def _set(table: Table, values: Mapping[str, Any]) -> None:
+def _new_table(document: Any, parent: Any, *, above: bool) -> Any:
+    if not isinstance(document, tomlkit.TOMLDocument):
+        return {}
+    if isinstance(parent, InlineTable):  # may hold none but its own kind
+        return tomlkit.inline_table()
+    return tomlkit.table(above)
+
+
+def _set(table: Any, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if table.get(key) != value:
             table[key] = value
