@@ -30,6 +30,8 @@ from node_under_test import NodeUnderTest
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("docker-registry", "skopeo", "runc", "bash", "tar")
+PYTHONS = "/usr/local/bin:/usr/bin"
+"""Where `build_tiny_rootfs` finds the one that it puts into the image."""
 ENVIRONMENT = {"PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"}
 
 pytestmark = pytest.mark.root
@@ -61,11 +63,9 @@ class Place:
 
 def add_python(rootfs: Path) -> dict[str, str]:
     """Put in what this machine's Python loads at its start; return the variables that it needs."""
-    program = next(
-        found
-        for found in map(shutil.which, ("/usr/bin/python3", "/usr/local/bin/python3"))
-        if found
-    )
+    program = shutil.which("python3", path=PYTHONS)
+    if program is None:
+        pytest.skip("needs python3")
     code = (
         "import sys, json; print(json.dumps([sys.prefix, *(m.__file__ for m in "
         "list(sys.modules.values()) if getattr(m, '__file__', None))]))"
