@@ -74,23 +74,59 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def value_name(option: click.Option) -> str:
+    """Return what stands for the option's value: nothing for a flag."""
+    if option.is_flag:
+        return ""
+    if option.metavar:
+        return option.metavar
+    if isinstance(option.type, click.Choice):
+        return f"[{'|'.join(option.type.choices)}]"
+    if isinstance(option.type, click.Path):
+        return "PATH"
+    return "N" if option.type.name.startswith("integer") else "TEXT"
+
+
+def default_of(option: click.Option) -> str:
+    """Return the default as it is shown, in brackets; nothing where it is not to be shown."""
+    if not option.show_default or option.default is None:
+        return ""
+    if option.is_flag and option.secondary_opts:
+        return f" [default: {(option.opts if option.default else option.secondary_opts)[0]}]"
+    return f" [default: {option.default}]"
+
+
 def rows(command: click.Command) -> Iterator[str]:
-    """Yield a table row for each option."""
+    """Yield a table row for each option. Not by click's own text, which changes with its versions."""
     for option in command.params:
         if not isinstance(option, click.Option) or option.hidden:
             continue
-        record = option.get_help_record(click.Context(command))
-        if record is not None:
-            yield f"| `{cell(record[0])}` | {cell(record[1])} |"
+        names = ", ".join(sorted(option.opts, key=len))
+        if option.secondary_opts:
+            names += f" / {', '.join(option.secondary_opts)}"
+        name = f"{names} {value_name(option)}".strip()
+        yield f"| `{cell(name)}` | {cell((option.help or '') + default_of(option))} |"
+
+
+def usage(command: click.Command, path: str) -> str:
+    """Return the line of usage."""
+    pieces = [path, "[OPTIONS]"]
+    for argument in command.params:
+        if isinstance(argument, click.Argument):
+            name = argument.metavar or (argument.name or "").upper()
+            shown = name if argument.required or name.startswith("[") else f"[{name}]"
+            pieces.append(shown)
+    if isinstance(command, click.Group):
+        pieces.append("COMMAND ...")
+    return " ".join(pieces)
 
 
 def describe(command: click.Command, path: str) -> Iterator[str]:
     """Yield the lines on one command, and on those below it."""
     name = path.partition(" ")[2]
     depth = len(path.split())
-    pieces = command.collect_usage_pieces(click.Context(command))
     yield from (f"{'#' * min(depth, 4)} {path}", "")
-    yield from ("```text", " ".join([path, *pieces]), "```", "")
+    yield from ("```text", usage(command, path), "```", "")
     for is_example, text in paragraphs(command.help or ""):
         if not is_example:
             yield from (text, "")
