@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import secrets
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,8 @@ from pagein.device.mount import is_mount_point, unmount
 from pagein.errors import NotFoundError, RemoteUnavailableError, UsageError
 
 _MOUNT_S: Final = 60.0
+_RESTART_S: Final = 15.0
+_PAUSE_S: Final = 0.05
 
 
 def mount_image(
@@ -57,6 +61,7 @@ def _by_daemon(
     if not node.paths.control.exists():
         return None
     request = MountRequest(
+        id=secrets.token_hex(6),
         version=__version__,
         config=fingerprint(node.config),
         reference=str(found.name),
@@ -67,15 +72,30 @@ def _by_daemon(
         upper=None if options.upper_parent is None else str(options.upper_parent),
         passing=passing,
     )
-    try:
-        reply = ask(
-            node.paths.control,
-            {"op": "mount"} | msgspec.to_builtins(request),
-            timeout_s=_MOUNT_S,
-        )
-    except NotFoundError:
-        return None
+    reply = _ask_until_answered(node.paths.control, {"op": "mount"} | msgspec.to_builtins(request))
     return msgspec.convert(reply["record"], MountRecord) if "record" in reply else None
+
+
+def _ask_until_answered(control: Path, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Ask again where the daemon dies over it: the next one takes the same id for the same mount.
+
+    Where nobody listens from the first, there is no daemon: the answer is empty.
+    """
+    until = time.monotonic() + _RESTART_S
+    asked = False
+    while True:
+        try:
+            return ask(control, request, timeout_s=_MOUNT_S)
+        except NotFoundError:
+            if not asked:
+                return {}
+            if time.monotonic() > until:
+                raise
+        except RemoteUnavailableError:
+            asked = True
+            if time.monotonic() > until:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def umount(paths: Paths, target: Path, *, force: bool = False) -> None:

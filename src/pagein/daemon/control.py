@@ -122,10 +122,12 @@ def ask(path: Path, request: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
             raise NotFoundError(f"nobody listens on {path}") from None
         except OSError as error:
             raise RemoteUnavailableError(f"cannot ask {path}: {error}") from None
+    if not line.endswith(b"\n"):
+        raise RemoteUnavailableError(f"no answer from {path}")
     try:
         reply = json.loads(line)
     except ValueError:
-        raise RemoteProtocolError(f"no answer from {path}") from None
+        raise RemoteProtocolError(f"a strange answer from {path}") from None
     if not isinstance(reply, dict):
         raise RemoteProtocolError(f"a strange answer from {path}")
     if "error" in reply:

@@ -9,8 +9,12 @@ from pagein.types import Digest
 
 
 class MountRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``{"op": "mount", ...}``: paths are absolute; ``artifact`` is the manifest, as stored."""
+    """``{"op": "mount", ...}``: paths are absolute; ``artifact`` is the manifest, as stored.
 
+    ``id`` is the caller's to choose: asked for again, it is the same mount.
+    """
+
+    id: str
     version: str
     config: str
     reference: str

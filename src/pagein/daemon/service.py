@@ -6,9 +6,10 @@ or the daemon refuses and the command does its work by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +21,8 @@ from pagein.daemon.journal import MountEntry
 from pagein.daemon.mount_request import MountRequest, fingerprint
 from pagein.daemon.mounts import MountRecord
 from pagein.daemon.user_mounts import UserMounts, Wanted
+
+_ID: Final = re.compile(r"[0-9a-f]{12}")
 
 
 class ControlService:
@@ -65,7 +68,10 @@ class ControlService:
     def _mount(self, request: MountRequest) -> Mapping[str, Any]:
         if request.version != __version__ or request.config != self._fingerprint:
             return {"refused": "the daemon has another version or configuration"}
+        if not _ID.fullmatch(request.id):
+            raise ValueError(f"not an id: {request.id[:80]!r}")
         wanted = Wanted(
+            request.id,
             absolute_name(request.reference),
             request.artifact.encode(),
             None if request.target is None else Path(request.target),

@@ -11,7 +11,6 @@ container may go on in one that we do not see.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import select
 import shutil
 import threading
@@ -41,12 +40,14 @@ _BREATH_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A mount that is asked for. Without a target it is made in a folder of its own.
+    """A mount that is asked for. One of that ``id`` that is there already is taken for it.
 
-    ``upper``: where the writable layer is kept (None: it is thrown away at umount). ``passing``: it
-    is a container's, which ends with the machine.
+    Without a target it is made in a folder of its own. ``upper``: where the writable layer is kept
+    (None: it is thrown away at umount). ``passing``: it is a container's, which ends with the
+    machine.
     """
 
+    id: str
     name: ImageName
     artifact: bytes
     target: Path | None
@@ -72,10 +73,15 @@ class UserMounts:
 
     def mount(self, wanted: Wanted) -> MountEntry:
         """Make a mount. Raises PageinError; then nothing is left of it."""
+        with self._lock:
+            there = self._mounts.get(wanted.id)
+        return there or self._make_new(wanted)
+
+    def _make_new(self, wanted: Wanted) -> MountEntry:
         if wanted.target is not None and not wanted.target.is_dir():
             raise UsageError(f"{wanted.target} is not a directory")
         image = self._attachments.remember(wanted.name, wanted.artifact, backend=wanted.backend)
-        number = secrets.token_hex(6)
+        number = wanted.id
         upper = wanted.upper
         if wanted.writable and upper is None:
             upper = self._paths.state / "writable" / number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -67,6 +68,22 @@ def test_a_reader_does_not_notice_that_the_daemon_was_killed(
     assert found == [BIG]
     daemon.node("umount", target)
     wait_until(lambda: daemon.status()["images"] == [])
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.25])
+def test_a_mount_is_made_though_the_daemon_dies_over_it(
+    after_s: float, daemon: DaemonUnderTest, registry: DockerRegistry
+):
+    node, target = daemon.node, daemon.node.target()
+    before = daemon.pid
+    with node.start("mount", f"{registry.host}/app:v1", target) as mounting:
+        time.sleep(after_s)
+        os.kill(before, signal.SIGKILL)
+    assert mounting.returncode == 0
+    assert (target / "data/part1").read_bytes() == PARTS["part1"]
+    wait_until(daemon.answers)
+    assert [one["target"] for one in node.status()] == [str(target)]
+    node("umount", target)
 
 
 def test_a_daemon_that_dies_again_and_again_is_started_again(
