@@ -201,6 +201,28 @@ def test_a_lazy_image_starts_after_a_reboot_with_the_registry_down(
     assert node.ctr("run", "--rm", *ON, image, "two") == "from the image\n"
 
 
+@pytest.mark.parametrize("kind", ["app", "lazy"])
+def test_a_pull_that_the_daemon_dies_over_is_made_good_by_the_next(
+    node: SnapshotterNode, registry: DockerRegistry, kind: str
+) -> None:
+    image = f"{registry.host}/{kind}:v1"
+    words = ["image", "pull", "--plain-http", *ON, image]
+    command = node.containerd.ctr(*words)
+    if kind == "lazy":
+        address = ("--address", node.containerd.socket)
+        command = node.pagein.command("ctr-pull", *address, image)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = node.pagein.environment
+    with subprocess.Popen(command, env=environment, **quiet) as pulling:
+        # Some snapshots are there, mostly, and some are not.
+        _until(lambda: pulling.poll() is not None or node.snapshots() != [])
+        node.daemon.kill()
+    _until(node.daemon.answers)
+    _until(lambda: subprocess.run(command, env=environment, check=False, **quiet).returncode == 0)
+    assert node.ctr("run", "--rm", *ON, image, "one") == "from the image\n"
+    assert node.ctr("run", "--rm", *ON, image, "two", "sh", "-c", "cat /odd/one") == "linked"
+
+
 def test_two_images_share_their_layers(node: SnapshotterNode, app: str) -> None:
     other = app.replace("app", "alice")
     node.ctr("image", "pull", "--plain-http", *ON, other)

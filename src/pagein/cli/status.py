@@ -27,6 +27,11 @@ def command(settings: Settings, *, as_json: bool) -> None:
         daemon = told["daemon"]
         memory = show.size(daemon["resident_bytes"])
         click.echo(f"daemon {daemon['pid']}: {len(told['images'])} images, {memory} of memory")
+        found += [
+            image | {"target": "(containerd)"}
+            for image in told["images"]
+            if "snapshots" in image["users"]
+        ]
         for lost in daemon["lost"]:
             for pid, target in lost["users"]:
                 click.echo(f"lost: {target} of process {pid} has no server; restart it")

@@ -323,7 +323,9 @@ class Attachments:
             raise NotFoundError(f"device {entry.id} has other parts than its image")
         for descriptor in descriptors.values():
             # Before anything is read from it: what a new server has read would come twice.
-            ask_again(descriptor, InitFlag(entry.agreed))
+            if not ask_again(descriptor, InitFlag(entry.agreed)):
+                what = "have reads asked again that the dead daemon had begun"
+                self._observer(SnapshotterProblem(what, "that needs kernel 6.9"))
         files = ServedFiles(self._folder, observer=self._both(stats), on_end=self._on_end(entry.id))
         device = Device.of(entry, found, stats, files)
         with self._lock:
