@@ -95,7 +95,15 @@ class Cri:
 
     @contextlib.contextmanager
     def pod(self, name: str, logs: Path) -> Iterator[Pod]:
-        """Run a pod on the machine's network; at the end it is stopped and removed."""
+        """Run a pod; at the end it is stopped and removed."""
+        pod = self.run_pod(name, logs)
+        try:
+            yield pod
+        finally:
+            pod.remove()
+
+    def run_pod(self, name: str, logs: Path) -> Pod:
+        """Run a pod on the machine's network."""
         namespaces = {"network": _NODE, "pid": 1, "ipc": _NODE}
         config = {
             "metadata": {"name": name, "uid": f"uid-{name}", "namespace": "default"},
@@ -103,12 +111,7 @@ class Cri:
             "labels": {"app": name},
             "linux": {"security_context": {"namespace_options": namespaces}},
         }
-        pod = Pod(self, self.RunPodSandbox(config=config).pod_sandbox_id, config)
-        try:
-            yield pod
-        finally:
-            self.StopPodSandbox(pod_sandbox_id=pod.id)
-            self.RemovePodSandbox(pod_sandbox_id=pod.id)
+        return Pod(self, self.RunPodSandbox(config=config).pod_sandbox_id, config)
 
 
 class Pod:
@@ -118,6 +121,10 @@ class Pod:
         self.cri = cri
         self.id = pod_id
         self.config = config
+
+    def remove(self) -> None:
+        self.cri.StopPodSandbox(pod_sandbox_id=self.id)
+        self.cri.RemovePodSandbox(pod_sandbox_id=self.id)
 
     def start(self, image: str, name: str = "main", *command: str) -> Container:
         """Create and start a container; without a command it is the image's."""
