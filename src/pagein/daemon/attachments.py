@@ -173,21 +173,11 @@ class Attachments:
         stats = MountStats()
         device_id = secrets.token_hex(6)
         tree.mkdir(parents=True, exist_ok=True)
-        started = time.time()
         backend: Backend = known.backend if known else "auto"  # type: ignore[assignment]
-
         served: list[Device] = []
 
         def keep(files: ServedFiles) -> None:
-            entry = DeviceEntry(
-                id=device_id,
-                image=image_id,
-                parts=tuple(files.descriptors),
-                agreed=int(files.agreed),
-                backend=backend,
-                boot=self._journal.boot,
-                started=started,
-            )
+            entry = self._entry(device_id, image_id, files)
             self._keep(entry, files.descriptors)
             served.append(Device.of(entry, found, stats, files))
             with self._lock:
@@ -214,6 +204,17 @@ class Attachments:
         self._journal.devices.put(device.entry)
         with self._lock:
             self._current[image_id] = device
+
+    def _entry(self, device_id: str, image_id: str, files: ServedFiles) -> DeviceEntry:
+        return DeviceEntry(
+            id=device_id,
+            image=image_id,
+            parts=tuple(files.descriptors),
+            agreed=int(files.agreed),
+            backend="",  # known when it is mounted
+            boot=self._journal.boot,
+            started=time.time(),
+        )
 
     def _load(self, image_id: str) -> FoundImage:
         entry = self._journal.images.get(image_id)

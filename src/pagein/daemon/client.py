@@ -119,11 +119,17 @@ def _waits_for_daemon(paths: Paths, target: Path) -> bool:
 def _umounted_by_daemon(paths: Paths, target: Path, *, force: bool) -> bool:
     if not paths.control.exists():
         return False
-    request = {"op": "umount", "target": os.path.realpath(target), "force": force}
+    request: dict[str, Any] = {
+        "op": "umount",
+        "target": os.path.realpath(target),
+        "force": force,
+    }
     try:
         return bool(ask(paths.control, request)["done"])
-    except (NotFoundError, RemoteUnavailableError):
+    except NotFoundError:
         return False
+    except RemoteUnavailableError:  # it died over it, or after it
+        return not is_mount_point(Path(request["target"]))
 
 
 def status(paths: Paths) -> dict[str, Any]:
