@@ -121,6 +121,12 @@ class MetricsServer:
         )
         self._thread.start()
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0 for a unix address."""
+        address = self._server.server_address
+        return int(address[1]) if isinstance(address, tuple) else 0
+
     def close(self) -> None:
         """Stop listening."""
         self._server.shutdown()

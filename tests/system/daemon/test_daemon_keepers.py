@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 from daemon_under_test import DaemonUnderTest
 from node_under_test import NodeUnderTest
+
+from pagein.daemon.metrics import MetricsServer
 
 UNIT = Path(__file__).parents[3] / "deploy/systemd/pagein.service"
 
@@ -41,3 +45,16 @@ def test_systemd_takes_the_unit(tmp_path: Path):
     # systemd before 254 does not know this one yet, says so, and goes on.
     assert [line for line in said if "FileDescriptorStorePreserve" not in line] == []
     assert done.returncode == 0, done.stderr
+
+
+def test_figures_are_served_on_a_loopback_port():
+    server = MetricsServer("127.0.0.1:0", lambda: "pagein_up 1\n")
+    try:
+        there = f"http://127.0.0.1:{server.port}"
+        with urllib.request.urlopen(f"{there}/metrics", timeout=30) as answer:
+            assert answer.read() == b"pagein_up 1\n"
+        with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+            urllib.request.urlopen(f"{there}/other", timeout=30)
+        caught.value.close()
+    finally:
+        server.close()

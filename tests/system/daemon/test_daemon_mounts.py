@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import urllib.request
 
 import pytest
 from counting_proxy import CountingProxy
@@ -127,22 +126,26 @@ def test_images_share_the_cache(daemon: DaemonUnderTest, proxy: CountingProxy):
 
 
 def test_figures_are_served_for_prometheus(node: NodeUnderTest, registry: DockerRegistry):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    node.configure(metrics_address=f"127.0.0.1:{port}")
+    address = node.folder / "metrics.sock"
+    node.configure(metrics_address=f"unix:{address}")
     daemon = DaemonUnderTest(node)
     daemon.start()
     try:
         with node.mounted(f"{registry.host}/app:v1") as tree:
             assert (tree / "data/big").read_bytes() == BIG
-            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                text = client.makefile().read()
     finally:
         daemon.end()
+    assert text.startswith("HTTP/1.0 200 OK")
+    assert "text/plain; version=0.0.4" in text
     assert re.search(r"^pagein_up 1$", text, re.MULTILINE)
     assert re.search(r"^pagein_read_bytes_total [1-9]\d+$", text, re.MULTILINE)
     labels = rf'\{{image="docker://{registry.host}/app:v1",device="[0-9a-f]+"\}}'
     assert re.search(rf"^pagein_image_sectors_fetched_total{labels} 1\d$", text, re.MULTILINE)
+    assert not address.exists()
 
 
 def test_fifty_images_are_served_by_one_process(daemon: DaemonUnderTest, image: NodeImage):
