@@ -95,8 +95,9 @@ class DirectoryCache:
                 self._open.move_to_end(name)
         if opened is None:
             return self._reopen(ref) if name in self._verified else None
-        if self._now_ns() >= opened.touch_at_ns:
-            self._touch(opened)
+        if self._now_ns() >= opened.touch_at_ns and not self._touch(opened):
+            self._forget(name)
+            return None
         return opened.file
 
     def open(self, ref: SectorRef, /) -> OpenSector | None:
@@ -166,13 +167,19 @@ class DirectoryCache:
             dropped = self._open.popitem(last=False) if len(self._open) > self._most_open else None
         del dropped  # its descriptor is closed here, outside the lock
 
-    def _touch(self, opened: _Opened) -> None:
+    def _touch(self, opened: _Opened) -> bool:
+        """Note a use on the disk; False: another process has deleted the file.
+
+        Going on with it would keep its room, and keep the sector from being written anew.
+        """
         now = self._now_ns()
         opened.touch_at_ns = now + TOUCH_PERIOD_NS
         with contextlib.suppress(OSError):
             status = os.fstat(opened.file.fd)
             times = after_use(status.st_atime_ns, status.st_mtime_ns, now)
             os.utime(opened.file.fd, ns=times)
+            return status.st_nlink > 0
+        return True
 
     def put(self, sector: Sector, /) -> None:
         """Keep a sector. Raises CacheError if it was not kept; nothing half-written is left."""

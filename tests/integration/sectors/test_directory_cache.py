@@ -109,6 +109,22 @@ def test_the_cache_stays_near_its_limit_and_keeps_what_is_used_again(
     assert {ref.digest.hex for ref, _ in hot} <= set(cache.refs())
 
 
+def test_what_another_process_deleted_is_let_go_and_written_anew(tmp_path: Path) -> None:
+    """`pagein cache prune` beside a daemon: its open files would keep the room, and stay lost."""
+    now = [10**18]
+    cache = DirectoryCache(tmp_path, limit_bytes=LIMIT, now_ns=lambda: now[0])
+    sector = Sector.verify(REFS[0], SECTORS[0])
+    cache.put(sector)
+    DirectoryCache(tmp_path, limit_bytes=LIMIT).prune(0)
+    assert cache.peek(REFS[0]) is not None
+    now[0] += TOUCH_PERIOD_NS
+    assert cache.peek(REFS[0]) is None
+    with pytest.raises(NotFoundError):
+        cache.get(REFS[0])
+    cache.put(sector)
+    assert _file(tmp_path, REFS[0]).read_bytes() == SECTORS[0]
+
+
 def test_times_on_disk_are_the_last_two_uses(tmp_path: Path) -> None:
     now = [10**18]
     cache = DirectoryCache(tmp_path, limit_bytes=LIMIT, now_ns=lambda: now[0])
