@@ -48,16 +48,24 @@ def noise(name: object, size: int) -> bytes:
 
 def describe(root: Node) -> dict[bytes, tuple[object, ...]]:
     """A tree as plain values: equal for equal trees. Hard links show as the path of their first
-    name."""
+    name, and a file of one chunk as the run that it is."""
     first: dict[Node, bytes] = {}
     return {
         path: (
             first.setdefault(node, path),
             *(node.kind, node.mode, node.uid, node.gid, node.mtime_ns, node.xattrs),
-            *(node.size, node.layout, node.target, node.device),
+            *(node.size, _run_or_chunks(node.layout), node.target, node.device),
         )
         for path, node in walk(root)
     }
+
+
+def _run_or_chunks(layout: Flat | Chunked | None) -> Flat | Chunked | None:
+    match layout:
+        case Chunked(bits, (block,)) if bits and block != HOLE:
+            return Flat(block)
+        case _:
+            return layout
 
 
 def directory(mode: int = 0o755) -> Node:
