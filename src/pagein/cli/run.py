@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 )
 @click.option("--workdir", "-w", metavar="DIR", help="Start in this directory.")
 @click.option("--user", "-u", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
-@click.option("--net", type=click.Choice(["host", "none"]), default="host", show_default=True)
+@click.option("--net", type=click.Choice(["host", "none"]), default="host", show_default=True,
+              help="The host's network, or none.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="Name the container, and keep what it writes.")
 @click.option("--hostname", metavar="NAME", help="Host name inside, with --net none.")
 @click.option("--entrypoint", metavar="CMD", help="Replace the image's entrypoint.")
