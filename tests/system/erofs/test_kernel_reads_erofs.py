@@ -165,8 +165,8 @@ def test_an_empty_tree_mounts_without_any_data(tmp_path: Path) -> None:
 
 
 def fsck(sample: Sample, folder: Path, *options: str) -> None:
-    """fsck.erofs 1.5 wants a --device for each slot, but reads a 4-byte address from the primary
-    file: so it gets the flat file, and the parts besides."""
+    """fsck.erofs 1.5 reads chunks from the file of their device slot, and plain files from the
+    primary one: so it gets the flat file, and the parts besides."""
     if not shutil.which("fsck.erofs"):
         pytest.skip("needs fsck.erofs")
     devices = [f"--device={device}" for device in store_split(sample, folder)[1]]
