@@ -87,13 +87,14 @@ def test_a_reader_waits_no_longer_than_its_deadline_and_a_later_read_starts_afre
 
 
 def test_demand_goes_ahead_of_queued_read_ahead_and_promotes_its_own_sector(
-    pool: FetchPool,
+    pool: FetchPool, eventually: Eventually
 ) -> None:
     held = threading.Event()
     bytes_source = BytesSource(SECTORS)
     upstream = FaultySource(bytes_source, [lambda: held.wait(20) and None])
     source = SingleFlightSource(upstream, pool, timeout_s=20)
     source.begin(REFS[0], kind=Kind.READ_AHEAD)  # takes the only slot of its kind
+    eventually(lambda: upstream.calls == 1)
     queued = [source.begin(ref, kind=Kind.READ_AHEAD) for ref in REFS[1:]]
     assert source.get(REFS[3]).data == SECTORS[3]
     assert [flight.done.is_set() for flight in queued] == [False, False, True]
@@ -102,15 +103,19 @@ def test_demand_goes_ahead_of_queued_read_ahead_and_promotes_its_own_sector(
     assert all(flight.done.wait(20) for flight in queued)
 
 
-def test_a_reader_that_joined_a_failing_read_ahead_tries_for_itself(pool: FetchPool) -> None:
+def test_a_reader_that_joined_a_failing_read_ahead_tries_for_itself(
+    pool: FetchPool, eventually: Eventually
+) -> None:
     held = threading.Event()
 
     def fail() -> None:
         held.wait(20)
         raise RemoteUnavailableError("the read-ahead got one try")
 
-    source = SingleFlightSource(FaultySource(BytesSource(SECTORS), [fail]), pool, timeout_s=20)
+    upstream = FaultySource(BytesSource(SECTORS), [fail])
+    source = SingleFlightSource(upstream, pool, timeout_s=20)
     source.begin(REFS[0], kind=Kind.READ_AHEAD)
+    eventually(lambda: upstream.calls == 1)  # one that waits would become the reader's own
     with ThreadPoolExecutor(1) as reader:
         answer = reader.submit(source.get, REFS[0])
         held.set()

@@ -244,7 +244,8 @@ def test_a_cache_that_is_too_small_slows_reads_but_never_fails_them(
         figures = only(node)
         assert figures["evictions"] > 0
         assert figures["read_errors"] == 0
-        assert json.loads(node("cache", "du", "--json").stdout)["bytes"] <= 1 << 20
+        # Between two looks at the whole cache a process may add a quarter of so small a limit.
+        assert json.loads(node("cache", "du", "--json").stdout)["bytes"] <= 5 << 18
 
 
 def test_a_full_disk_slows_reads_but_never_fails_them(site: Site, node: NodeUnderTest) -> None:

@@ -38,7 +38,7 @@ def nothing_leaks(tree: Tree, tmp_path: Path) -> Iterator[None]:
     assert not loops_of(tmp_path)
     assert [entry for entry in mount_table() if entry.target.startswith(str(tmp_path))] == []
     assert set(threading.enumerate()) <= threads
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert set(os.listdir("/proc/self/fd")) <= descriptors  # others may close late
 
 
 @pytest.fixture
