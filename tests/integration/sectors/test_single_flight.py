@@ -158,7 +158,9 @@ def test_a_run_lands_sector_by_sector_and_what_fails_in_it_is_asked_for_singly(
     assert upstream.calls == 5
 
 
-def test_a_read_ahead_run_gets_one_try_and_its_reader_tries_for_itself(pool: FetchPool) -> None:
+def test_a_read_ahead_run_gets_one_try_and_its_reader_tries_for_itself(
+    pool: FetchPool, eventually: Eventually
+) -> None:
     held = threading.Event()
 
     def fail() -> None:
@@ -168,6 +170,7 @@ def test_a_read_ahead_run_gets_one_try_and_its_reader_tries_for_itself(pool: Fet
     upstream = FaultySource(BytesSource(SECTORS), [fail])
     source = SingleFlightSource(upstream, pool, timeout_s=20)
     flights = source.begin_run(REFS, kind=Kind.READ_AHEAD)
+    eventually(lambda: upstream.calls == 1)
     with ThreadPoolExecutor(1) as reader:
         answer = reader.submit(source.get, REFS[2])
         held.set()
