@@ -34,6 +34,8 @@ def main() -> None:
         images, runs = ["--images", str(arguments.images)], ["--runs", str(arguments.runs)]
         bench("images.py", "--out", str(arguments.images), "debian-python", "scipy", "torch-cuda")
         bench("starts.py", *images, *runs)
+        bench("pods.py", *images, *runs, "--imports")
+        bench("daemon_memory.py")
         bench("device_reads.py", "--rounds", str(arguments.runs))
         bench("fetch_path.py", *runs)
         bench("convert.py", "--image", f"{arguments.images}/layout:torch-cuda", "--jobs", "2")

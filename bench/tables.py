@@ -40,6 +40,23 @@ def starts_table() -> str:
     return "\n".join(lines)
 
 
+def pods_table() -> str:
+    """Overlayfs beside pagein, a row for each image and what was waited for."""
+    series = {one["name"]: one for one in load("pods")["series"]}
+    lines = ["| image | until | overlayfs | pagein | ratio |", "| --- | --- | ---: | ---: | ---: |"]
+    for name, theirs in series.items():
+        image, title, who = name.split(": ")
+        if who == "overlayfs":
+            ours = series[f"{image}: {title}: pagein"]
+            ratio = f"{theirs['median'] / ours['median']:.1f} x"
+            lines.append(f"| {image} | {title} | {cell(theirs)} | {cell(ours)} | {ratio} |")
+        elif who == "sectors fetched":
+            distinct = series[f"{image}: {title}: distinct sectors"]
+            counts = f"{theirs['median']:.0f} of {distinct['median']:.0f}"
+            lines.append(f"| {image} | {title}: sectors fetched of distinct ones | | {counts} | |")
+    return "\n".join(lines)
+
+
 def plain_table(name: str) -> str:
     """Return a row for each case of one benchmark."""
     lines = ["| case | median [lowest to highest] | runs |", "| --- | ---: | ---: |"]
@@ -56,9 +73,11 @@ def machine_line() -> str:
 
 def write_tables() -> None:
     """Replace what stands between ``<!-- bench:NAME -->`` and ``<!-- end -->`` in each page."""
-    names = ("device_reads", "fetch_path", "convert", "command", "pods")
+    names = ("device_reads", "fetch_path", "convert", "command", "daemon_memory")
     tables = {name: plain_table(name) for name in names if load(name)["series"]}
     tables |= {"starts": starts_table(), "machine": machine_line()}
+    if load("pods")["series"]:
+        tables["pods"] = pods_table()
     for page in PAGES:
         page.write_text(fill(page, tables))
 
