@@ -47,12 +47,19 @@ class Node:
     cri: Cri
     kube: KubeNode | None
 
-    def sectors(self, reference: str) -> tuple[int, int]:
-        """Count the sectors of an image that were fetched, and the distinct ones in the cache."""
+    def fetched(self) -> tuple[int, int]:
+        """Count the sectors that the daemon fetched, and their bytes as stored in the registry."""
         assert self.kube is not None
-        fetched = sum(one["sectors_fetched"] for one in self.kube.daemon.status()["images"])
+        images = self.kube.daemon.status()["images"]
+        return sum(one["sectors_fetched"] for one in images), sum(
+            one["bytes_fetched"] for one in images
+        )
+
+    def distinct_sectors(self, reference: str) -> int:
+        """Count the sectors of an image in the cache, which names each by its digest."""
+        assert self.kube is not None
         facts = self.kube.node("inspect", "--json", reference).stdout
-        return int(fetched), int(json.loads(facts)["cached_sectors"])
+        return int(json.loads(facts)["cached_sectors"])
 
 
 def publish_pause(folder: Path, host: str) -> str:

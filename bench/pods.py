@@ -12,6 +12,7 @@ Then: many pods of one image at once, and how many sectors pagein fetched for th
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,9 @@ from harness import Series, drop_caches, save, workspace
 from kube import NODES, Node, publish_pause, wait_for_output
 from pagein.testing.docker_registry import DockerRegistry
 from starts import COMMANDS, publish
+
+PARTIAL_CONTENT = re.compile(r'"GET /v2/\S+/blobs/\S+ [^"]*" 206 (\d+)')
+"""In the registry's access log: the size of an answer to a range request."""
 
 
 def start_pod(node: Node, reference: str, code: str, folder: Path, began: float) -> float:
@@ -85,15 +89,26 @@ class Bench:
             for kind in NODES:
                 with NODES[kind](self.folder / kind, self.pause) as node:
                     self.chill(node)
+                    before = len(self.registry.log())
                     seconds = pods_at_once(node, reference, code, self.folder / kind, count)
                     self.note(f"{image}: {title}: {kind}", seconds)
                     print(f"{image:14} {title:22} {kind:10} {seconds:6.2f} s", flush=True)
                     if node.kube is not None:
-                        fetched, distinct = node.sectors(reference)
-                        self.note(f"{image}: {title}: sectors fetched", fetched, "")
-                        self.note(f"{image}: {title}: distinct sectors", distinct, "")
-                        print(f"{image:14} {title:22} sectors fetched {fetched}, distinct"
-                              f" {distinct}", flush=True)  # fmt: skip
+                        self.count_sectors(node, f"{image}: {title}", reference, before)
+
+    def count_sectors(self, node: Node, case: str, reference: str, before: int) -> None:
+        """Note what was fetched, by the daemon's count, the cache's, and the registry's log."""
+        sectors, size = node.fetched()
+        sent = sum(map(int, PARTIAL_CONTENT.findall(self.registry.log()[before:])))
+        counts = {
+            "sectors fetched": sectors,
+            "distinct sectors": node.distinct_sectors(reference),
+            "bytes fetched": size,
+            "bytes that the registry sent of ranges": sent,
+        }
+        for name, value in counts.items():
+            self.note(f"{case}: {name}", value, "")
+            print(f"{case}: {name}: {value}", flush=True)
 
     def reference(self, image: str) -> str:
         return f"{self.registry.host}/{image}:latest"
