@@ -21,7 +21,7 @@ from pagein.transport import Transport
 from pagein.transport.headers import HeadersTransport
 from pagein.transport.http import HttpTransport, TlsOptions
 from pagein.types import ImageName
-from pagein.wire.registry import Endpoint
+from pagein.wire.registry import api_host, is_loopback
 
 _Way = tuple[TlsOptions, float | None, str | None]
 
@@ -101,9 +101,14 @@ def _may(host: RegistryHost, capability: Capability) -> bool:
 
 
 def _configured(host: str, settings: RegistryConfig) -> RegistryHost:
-    """Return the host that our own table describes, or the defaults."""
+    """Return the host that our own table describes, or the defaults.
+
+    A table that speaks of certificates means TLS, on this machine, too.
+    """
+    means_tls = settings.ca or settings.client_cert or settings.skip_verify
+    plain = settings.plain_http or (is_loopback(host) and not means_tls)
     return RegistryHost(
-        Endpoint.of(host, "", plain_http=settings.plain_http).origin,
+        f"{'http' if plain else 'https'}://{api_host(host)}",
         tls=TlsOptions(
             ca_files=(Path(settings.ca),) if settings.ca else (),
             client_certificate=Path(settings.client_cert) if settings.client_cert else None,

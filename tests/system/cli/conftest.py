@@ -7,33 +7,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from counting_proxy import CountingProxy
 from node_image import SECTOR, NodeImage, push, write_images
 from node_under_test import NodeUnderTest
+from registry_site import Site
 
 from pagein.testing.docker_registry import DockerRegistry
 from pagein.testing.tree_snapshot import Seen, of_disk
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A registry with ``app:v1`` and ``alice:v1`` converted, and ``app:plain`` as it was built."""
-
-    registry: DockerRegistry
-    image: NodeImage
-
-    @property
-    def app(self) -> str:
-        return f"{self.registry.host}/app:v1"
-
-    def blob(self, digest: str) -> Path:
-        """The file in which the registry keeps a blob."""
-        name = digest.removeprefix("sha256:")
-        return self.registry.data / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Site
 from node_under_test import NodeUnderTest
+from registry_site import Site
 from tiny_rootfs import PASSWD
 
 from pagein.daemon.paths import Paths

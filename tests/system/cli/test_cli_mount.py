@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import Site
 from counting_proxy import CountingProxy
 from node_image import BIG, PARTS
 from node_under_test import NodeUnderTest, mounts_below, wait_until
+from registry_site import Site
 
 from pagein.testing.tree_snapshot import Seen, of_disk
 

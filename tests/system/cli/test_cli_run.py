@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Site
 from counting_proxy import CountingProxy
 from node_image import PARTS
 from node_under_test import NodeUnderTest, wait_until
+from registry_site import Site
 
 pytestmark = [
     pytest.mark.root,

@@ -9,10 +9,10 @@ import random
 import time
 
 import pytest
-from conftest import Site
 from counting_proxy import CountingProxy
 from node_image import BIG, PARTS
 from node_under_test import NodeUnderTest
+from registry_site import Site
 
 pytestmark = [
     pytest.mark.root,
