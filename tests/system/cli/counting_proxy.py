@@ -126,7 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client broke off: the registry need not wait for the rest
+            self.close_connection = True
+            return
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         span = (int(found[1]), int(found[2])) if found else None
         asked = Asked(self.command, self.path.partition("?")[0], span)
