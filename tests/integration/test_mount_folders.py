@@ -44,12 +44,16 @@ def test_no_sweep_takes_a_folder_that_another_process_just_makes(tmp_path: Path)
         os.close(lock)
 
 
-def test_what_was_killed_before_it_had_a_name_is_swept_when_it_is_old(tmp_path: Path) -> None:
+def test_what_was_half_made_or_half_removed_is_swept_when_it_is_old(tmp_path: Path) -> None:
     place = paths(tmp_path)
     unfinished = place.make(place.mounts) / ".0123456789ab"
-    unfinished.mkdir()
+    half_removed = place.mounts / "ba9876543210"
+    for folder in (unfinished, half_removed):
+        folder.mkdir()
     sweep(place)
     assert unfinished.exists()
-    os.utime(unfinished, (0, 0))
+    assert half_removed.exists()
+    for folder in (unfinished, half_removed):
+        os.utime(folder, (0, 0))
     sweep(place)
-    assert not unfinished.exists()
+    assert list(place.mounts.iterdir()) == []

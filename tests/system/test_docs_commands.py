@@ -26,7 +26,7 @@ from pagein.testing.docker_registry import DockerRegistry
 sys.path.insert(0, str(Path(__file__).parent / "cli"))
 
 from node_image import write_layout
-from node_under_test import NodeUnderTest
+from node_under_test import NodeUnderTest, wait_until
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("docker-registry", "skopeo", "runc", "bash", "tar")
@@ -151,7 +151,7 @@ def test_the_commands_of_a_page_work(page: Path, place: Place, tmp_path: Path) -
             timeout=100,
         )
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        assert node.leftovers() == []
+        wait_until(lambda: node.leftovers() == [])
     finally:
         node.clear()
 

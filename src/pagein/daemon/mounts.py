@@ -69,18 +69,19 @@ class MountFolder:
         return self.path / "control.sock"
 
     def is_dead(self) -> bool:
-        """Whether no process holds the lock. Without a lock file it is half removed."""
+        """Whether no process holds the lock. Without a lock file it is just being removed."""
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self.open_lock()
         except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
             return False
+        try:
+            return is_free(descriptor)
         finally:
             os.close(descriptor)
-        return True
+
+    def open_lock(self) -> int:
+        """Return a descriptor to look at the lock with, also when the folder is gone."""
+        return os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
 
     def write_record(self, record: MountRecord) -> None:
         """Publish the mount: from now on ``status`` and ``umount`` find it."""
@@ -96,6 +97,16 @@ class MountFolder:
     def remove(self) -> None:
         """Delete the folder; nothing of it may be mounted any more."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def is_free(lock: int) -> bool:
+    """Whether nobody holds the lock behind a descriptor: its process has ended."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return True
 
 
 def folders(paths: Paths) -> Iterator[MountFolder]:
@@ -143,10 +154,11 @@ def sweep(paths: Paths) -> list[str]:
 
 
 def _sweep_unfinished(paths: Paths) -> None:
-    """Clear what processes left that were killed before their folder had a name."""
-    for path in paths.mounts.glob(".*"):
+    """Clear what processes left that were killed while they made or removed their folder."""
+    for path in paths.mounts.glob("*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _UNFINISHED_S:
+            is_whole = not path.name.startswith(".") and (path / "lock").exists()
+            if not is_whole and time.time() - path.stat().st_mtime > _UNFINISHED_S:
                 MountFolder(path).remove()
 
 
@@ -165,15 +177,19 @@ def umount(paths: Paths, target: Path, *, force: bool = False) -> None:
     ``force`` detaches a tree that is in use. Raises UsageError or DeviceError.
     """
     folder, record = find(paths, target)
-    unmount(Path(record.target), lazy=force)
-    deadline = time.monotonic() + _GONE_S
-    while folder.path.exists() and not folder.is_dead() and not force:
-        if time.monotonic() > deadline:
-            raise PageinError(
-                f"{target} is unmounted, but process {record.pid} that served it has not ended",
-                hint=f"look into {folder.path / 'log'}",
-            )
-        time.sleep(0.005)
+    lock = folder.open_lock()
+    try:
+        unmount(Path(record.target), lazy=force)
+        deadline = time.monotonic() + _GONE_S
+        while not force and not is_free(lock):
+            if time.monotonic() > deadline:
+                raise PageinError(
+                    f"{target} is unmounted, but process {record.pid} that served it has not ended",
+                    hint=f"look into {folder.path / 'log'}",
+                )
+            time.sleep(0.005)
+    finally:
+        os.close(lock)
 
 
 def status(folder: MountFolder) -> dict[str, Any] | None:
