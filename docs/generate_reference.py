@@ -44,7 +44,7 @@ References:
 | `HOST/REPOSITORY:TAG`, `docker://HOST/REPOSITORY:TAG` | in a registry; also `@sha256:...` in place of the tag, or after it |
 | `oci:DIR`, `oci:DIR:TAG` | in an OCI layout directory |
 | `oci-archive:FILE` | a tar of an OCI layout directory; source only |
-| `docker-archive:FILE` | what `docker save` writes; source only |
+| `docker-archive:FILE[:NAME:TAG]` | what `docker save` writes; source only |
 | `dir:ROOTFS` | a plain directory tree, taken as an image of one layer; source only |
 
 Environment:

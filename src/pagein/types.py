@@ -189,7 +189,8 @@ class ImageName:
 
     For ``docker://``: ``host`` and ``repository`` (normalised as Docker does:
     ``python`` is ``docker.io/library/python``), with a tag (default ``latest``), a digest, or
-    both. For the others: ``path`` and, but for ``dir:``, an optional tag.
+    both. For the others: ``path`` and, but for ``dir:``, an optional tag; of a docker archive
+    the tag may be a whole ``NAME:TAG``.
     """
 
     transport: Transport
@@ -247,6 +248,11 @@ class ImageName:
         rest, at, digest_text = rest.partition("@")
         if at:
             return cls(transport, path=rest, digest=Digest.parse(digest_text))
+        if transport is Transport.DOCKER_ARCHIVE:
+            # An archive names its images as Docker does, with colons and slashes: as in skopeo,
+            # the name begins after the first colon.
+            path, _, name = rest.partition(":")
+            return cls(transport, path=path, tag=name or None)
         path, colon, tag = rest.rpartition(":")
         if not colon or "/" in tag:
             return cls(transport, path=rest)

@@ -56,12 +56,14 @@ class TestFakeRegistry(WritableRepositoryContract):
         return _fresh(fake_host, transport)
 
 
-@pytest.fixture(scope="module")
-def served(transport: HttpTransport) -> Iterator[RegistryRepository]:
+@pytest.fixture(scope="module", params=[False, True], ids=["fallback tag", "referrers API"])
+def served(
+    request: pytest.FixtureRequest, transport: HttpTransport
+) -> Iterator[RegistryRepository]:
     with FakeRegistry(referrers_api=False) as behind:
         source = _fresh(behind.host, transport)
         fill(source)
-        with FakeRegistry(serving={"served": source}, referrers_api=False) as front:
+        with FakeRegistry(serving={"served": source}, referrers_api=request.param) as front:
             yield RegistryRepository(ImageName.parse(f"{front.host}/served"), transport)
 
 

@@ -17,6 +17,7 @@ from pagein.types import Digest, Encoding, SectorRef
 
 SECTOR = 256 << 10
 METADATA = b"M" * 4096
+NO_READ_AHEAD = 0xFFFFFFFF
 CONFIG = b'{"os":"linux"}'
 PACK = hashlib.sha256(b"pack").digest()
 OTHER_PACK = hashlib.sha256(b"other pack").digest()
@@ -41,7 +42,7 @@ def body(
         "hot": 0,
         "count": len(rows),
         "pack_count": len(packs),
-        "read_ahead": 0xFFFFFFFF,
+        "read_ahead": NO_READ_AHEAD,
         "config": len(CONFIG),
         "reserved": 0,
         "metadata": len(content),
@@ -273,3 +274,15 @@ def test_what_an_index_cannot_hold_is_refused_when_it_is_made() -> None:
         Index(SECTOR, METADATA, bytes((4 << 20) + 1), source, 0, ())
     with pytest.raises(FormatError, match="hot"):
         Index(SECTOR, METADATA, CONFIG, source, 1, ())
+
+
+@pytest.mark.parametrize("size", [-1, NO_READ_AHEAD, 1 << 40])
+def test_a_read_ahead_that_the_index_cannot_say_is_refused(size: int) -> None:
+    with pytest.raises(FormatError, match="read-ahead"):
+        Index(SECTOR, METADATA, CONFIG, Digest(SOURCE.hex()), 0, (), read_ahead_kb=size)
+
+
+@pytest.mark.parametrize("size", [None, 0, 128, NO_READ_AHEAD - 1])
+def test_a_read_ahead_comes_back_as_it_was(size: int | None) -> None:
+    index = Index(SECTOR, METADATA, CONFIG, Digest(SOURCE.hex()), 0, (), read_ahead_kb=size)
+    assert decode_index(encode_index(index)).read_ahead_kb == size

@@ -38,6 +38,8 @@ def test_a_machine_has_a_platform(machine: str, shown: str) -> None:
         ("linux/armel", "linux/arm/v6"),
         ("windows/amd64", "windows/amd64"),
         ("linux/amd64/v3", "linux/amd64/v3"),
+        ("linux/arm/6", "linux/arm/v6"),
+        ("linux/arm64/8", "linux/arm64"),
     ],
 )
 def test_a_platform_is_normalised(text: str, shown: str) -> None:
@@ -76,6 +78,11 @@ def test_variants_that_say_nothing_are_the_same_platform(have: str, want: str) -
         ("unknown/unknown", "linux/amd64"),
         ("linux/amd64/v3", "linux/amd64"),
         ("linux/arm64", "linux/arm/v7"),
+        ("linux/arm", "linux/arm/v6"),
+        ("linux/amd64", "linux/386"),
+        ("windows/386", "linux/amd64"),
+        ("linux/amd64/v4", "linux/amd64/v3"),
+        ("linux/386", "linux/arm64"),
     ],
 )
 def test_what_would_not_run_is_no_match(have: str, want: str) -> None:
@@ -87,5 +94,20 @@ def test_an_older_arm_runs_on_a_newer_one_and_the_nearest_is_best() -> None:
     assert ranks == [0, 1, 2]
 
 
-def test_a_machine_of_a_variant_takes_an_image_for_every_variant() -> None:
-    assert rank("linux/amd64", "linux/amd64/v3") == 1
+def best_first(wanted: str, *there: str) -> list[str]:
+    ranked = [(found, one) for one in there if (found := rank(one, wanted)) is not None]
+    return [one for _, one in sorted(ranked)]
+
+
+def test_a_machine_of_a_variant_takes_older_ones_and_images_for_every_variant() -> None:
+    order = ["linux/amd64/v3", "linux/amd64/v2", "linux/amd64"]
+    assert best_first("linux/amd64/v3", *reversed(order), "linux/amd64/v4") == order
+    assert rank("linux/riscv64", "linux/riscv64/rva22") is not None
+    assert rank("linux/arm64", "linux/arm64/v9") is not None
+
+
+def test_what_a_processor_runs_besides_comes_last() -> None:
+    assert best_first("linux/amd64", "linux/386", "linux/amd64") == ["linux/amd64", "linux/386"]
+    arms = ["linux/arm64", "linux/arm/v8", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"]
+    assert best_first("linux/arm64", *reversed(arms)) == arms
+    assert best_first("linux/386", "linux/amd64", "linux/386") == ["linux/386"]

@@ -6,6 +6,7 @@ folder is alive while somebody holds its ``flock``, which the kernel drops with 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -21,12 +22,15 @@ from pagein.errors import CacheError
 
 PREFIX = "pagein-convert-"
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Make an empty folder in ``parent``; sweep out those of dead runs first.
 
-    Raises CacheError where ``parent`` cannot be written.
+    Raises CacheError where ``parent`` cannot be written, or is full before the block is done: who
+    writes elsewhere in the block translates a full disk first.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,13 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         ) from error
     try:
         yield folder
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise CacheError(
+            f"writing temporary files in {parent}: {error.strerror}",
+            hint="set TMPDIR to a folder with room for the image's largest layer",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

@@ -31,7 +31,18 @@ _PIECE: Final = 1 << 20
 _CONFIG_LIMIT: Final = 4 << 20
 
 
-@click.command()
+class _WithCommand(click.Command):
+    """Takes the words after ``--`` for the command, also where IMAGE is left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words before ``--``; the others are nobody's options, and no IMAGE."""
+        place = args.index("--") if "--" in args else len(args)
+        left = super().parse_args(ctx, args[:place])
+        ctx.params["arguments"] += tuple(args[place + 1 :])
+        return left
+
+
+@click.command(cls=_WithCommand)
 @click.argument("image", required=False, metavar="[IMAGE]")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD ARG...]")
 @click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True,

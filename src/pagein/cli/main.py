@@ -6,9 +6,11 @@ A subcommand's module is imported when it is used: ``pagein --help`` answers in 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,8 +39,19 @@ COMMANDS = {
 }
 
 
+class ReaderGoneError(Exception):
+    """Whoever read our output has gone. Not a BrokenPipeError: click would exit with 1 for it."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports only the one that is asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises ReaderGoneError for a BrokenPipeError."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names, in the order of use."""
@@ -103,6 +116,8 @@ def report(error: PageinError) -> int:
 def main() -> None:
     """Run the command line and exit."""
     debug = "--debug" in sys.argv or bool(os.environ.get("PAGEIN_DEBUG"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, not text
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -114,7 +129,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("pagein: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         # The reader of our output has gone; nothing more can be written to it, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

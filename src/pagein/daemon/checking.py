@@ -13,10 +13,11 @@ from pagein.format.erofs.read import read_tree
 from pagein.store.memory import MemoryCache
 from pagein.store.pack import PackSource
 from pagein.store.resolve import resolve
-from pagein.types import Encoding, SectorRef
+from pagein.types import Digest, Encoding, SectorRef
 
 MOST_SHOWN = 100
 _MEMORY = 256 << 20
+_CONFIG_LIMIT = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ def check_structure(found: FoundImage) -> CheckReport:
 
 
 def check_deep(images: Images, found: FoundImage, progress: ShowProgress) -> DeepReport:
-    """Read every sector from where the image lies, not from the cache, and compare every file."""
+    """Read index and sectors from where the image lies, not from here, and compare every file."""
     sectors, bad = _check_sectors(found, progress)
+    bad += _check_index(found)
     return DeepReport(sectors, tuple(bad), None if bad else _compare(images, found, progress))
 
 
@@ -62,6 +64,16 @@ def _check_sectors(found: FoundImage, progress: ShowProgress) -> tuple[int, list
         done += ref.stored
         progress(done, total)
     return len(stored), bad
+
+
+def _check_index(found: FoundImage) -> list[str]:
+    """Read the index again: the copy on this machine may be all that is right."""
+    index = found.artifact.artifact.index
+    try:
+        found.repositories[-1].read_blob(index.digest, limit=index.size)
+    except PageinError as error:
+        return [f"index: {error}"]
+    return []
 
 
 def _problem(source: PackSource, ref: SectorRef) -> str | None:
@@ -84,11 +96,17 @@ def _compare(
         return None
     if resolved.source is None:
         return None
+    manifest = resolved.source.manifest
+    config = place.read_blob(manifest.config.digest, limit=_CONFIG_LIMIT)
+    differences = []
+    if config != found.index.config:
+        known = Digest.of(found.index.config)
+        differences.append(Difference(b"", "config", str(manifest.config.digest), str(known)))
     cache = MemoryCache(limit_bytes=_MEMORY)
     with images.node.read_path(found.index, [place], cache=cache) as path:
-        differences = compare_with_source(
+        differences += compare_with_source(
             place,
-            resolved.source.manifest,
+            manifest,
             read_tree(found.index.metadata),
             lambda _path, node: file_segments(node, path.image.pread),
             progress=CountedProgress(progress),

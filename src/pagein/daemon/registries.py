@@ -80,7 +80,12 @@ class Registries:
         if host.headers:
             transport = HeadersTransport(transport, host.origin, host.headers)
         return RegistryRepository(
-            name, transport, credentials, endpoint=host.endpoint(name), resolves=resolves
+            name,
+            transport,
+            credentials,
+            endpoint=host.endpoint(name),
+            resolves=resolves,
+            range_timeout_s=self._config.read_timeout,
         )
 
     def _transport(self, way: _Way) -> HttpTransport:

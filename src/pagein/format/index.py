@@ -68,6 +68,8 @@ class Index:
             raise FormatError("more hot sectors than sectors", field="hot_sectors")
         if self.device_size // BLOCK_SIZE > MAX_BLOCKS:
             raise FormatError("the device is larger than 16 TiB", field="sectors")
+        if self.read_ahead_kb is not None and not 0 <= self.read_ahead_kb < _NO_READ_AHEAD:
+            raise FormatError(f"a read-ahead of {self.read_ahead_kb} KiB", field="read_ahead_kb")
         if len(self.config) > MAX_CONFIG:
             raise FormatError("the image configuration is larger than 4 MiB", field="config")
         if any(ref.size != self.sector_size for ref in self.sectors):

@@ -48,8 +48,13 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls("linux", architecture, variant).normal()
 
     def normal(self) -> Platform:
-        """Drop variants that say nothing: arm64/v8 is arm64, amd64/v1 is amd64; arm is arm/v7."""
+        """Drop variants that say nothing: arm64/v8 is arm64, amd64/v1 is amd64; arm is arm/v7.
+
+        An arm variant may be written without its v.
+        """
         variant = self.variant
+        if self.architecture in ("arm", "arm64") and variant in ("5", "6", "7", "8"):
+            variant = f"v{variant}"
         if (self.architecture, variant) in (("arm64", "v8"), ("amd64", "v1")):
             variant = None
         if self.architecture == "arm" and variant is None:
@@ -58,15 +63,37 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def rank(self, wanted: Platform) -> int | None:
         """Say how well this entry serves ``wanted``: 0 exactly, more is worse, None not at all."""
-        have, want = self.normal(), wanted.normal()
-        if (have.os, have.architecture) != (want.os, want.architecture):
-            return None
-        if have.variant == want.variant:
-            return 0
-        if have.architecture == "arm" and {have.variant, want.variant} <= set(_ARM_ORDER):
-            step = _ARM_ORDER.index(str(have.variant)) - _ARM_ORDER.index(str(want.variant))
-            return step if step > 0 else None
-        return 1 if have.variant is None else None
+        accepted = wanted.normal().accepted()
+        have = self.normal()
+        return accepted.index(have) if have in accepted else None
+
+    def accepted(self) -> list[Platform]:
+        """Return what a machine of this platform runs, best first, as containerd's `Only` does.
+
+        Older variants of its architecture, then what its processor runs besides: 386 on amd64, and
+        arm on arm64. A kernel or processor without the latter says so when it is run.
+        """
+        found = [self]
+        if self.variant is not None:
+            older = _older(self.architecture, self.variant)
+            found += [Platform(self.os, self.architecture, variant) for variant in older]
+        match self.architecture:
+            case "amd64":
+                found.append(Platform(self.os, "386"))
+            case "arm64":
+                found += [Platform(self.os, "arm", variant) for variant in _ARM_ORDER]
+        return list(dict.fromkeys(one.normal() for one in found))
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def _older(architecture: str, variant: str) -> list[str | None]:
+    """Return the variants before ``variant``, newest first; None is the architecture by itself."""
+    if architecture == "arm":
+        place = _ARM_ORDER.index(variant) if variant in _ARM_ORDER else len(_ARM_ORDER)
+        return list(_ARM_ORDER[place + 1 :])
+    number = variant.removeprefix("v")
+    if architecture == "amd64" and number.isdecimal() and len(number) == 1:
+        return [*(f"v{older}" for older in range(int(number) - 1, 1, -1)), None]
+    return [None]

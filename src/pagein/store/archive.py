@@ -99,6 +99,11 @@ def _blob(digest: Digest) -> str:
     return f"blobs/sha256/{digest.hex}"
 
 
+def _familiar(name: str) -> str:
+    short = name.removeprefix("docker.io/").removeprefix("library/")
+    return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
+
+
 @dataclass(frozen=True, slots=True)
 class _SavedImage:
     """One image of a docker archive: its names, its manifest, and the member of each blob."""
@@ -180,10 +185,17 @@ class DockerArchiveRepository:
         return {"mediaType": OCI_LAYER + suffix, "digest": str(digest), "size": member.size}
 
     def manifest(self, reference: str | Digest, /) -> ManifestBlob:
-        """Return the manifest under ``NAME:TAG``, a bare tag, or its digest."""
+        """Return the manifest under ``NAME:TAG``, a bare tag, or its digest.
+
+        A name may be written in full or as Docker shows it: ``docker.io/library/app:v1`` is
+        ``app:v1``, and ``app:latest`` is ``app``. An image of that name goes before a bare tag.
+        """
+        wanted = _familiar(reference) if isinstance(reference, str) else ""
         for image in self._images:
-            names = {part for tag in image.tags for part in (tag, tag.rpartition(":")[2])}
-            if image.manifest.digest == reference or reference in names:
+            if image.manifest.digest == reference or wanted in map(_familiar, image.tags):
+                return image.manifest
+        for image in self._images:
+            if reference in {tag.rpartition(":")[2] for tag in image.tags}:
                 return image.manifest
         raise NotFoundError(f"no image {reference} in {self._tar.path}", hint=self._choices())
 

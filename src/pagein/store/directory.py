@@ -5,7 +5,8 @@ Rule 2. No fsync: a power cut may leave anything in a file, and that is found, b
 hashes a file before its first use of it. What it wrote itself counts as hashed.
 Rule 3. Access time is the last use, modification time the use before it (`engine.eviction`). Files
 are opened with O_NOATIME, so that the kernel does not count a hash as a use.
-Rule 4. Eviction unlinks. Who has the file open goes on reading it.
+Rule 4. Eviction unlinks. Who has the file open goes on reading it; a process that reads looks once
+a minute for open files that another one deleted, and lets go of their room.
 Rule 5. The lock is for the dictionaries, never held across a system call on a file.
 """
 
@@ -82,6 +83,7 @@ class DirectoryCache:
         self._verified: dict[str, int] = {}  # the inode that was hashed, by name
         self._unscanned = scan_after(limit_bytes)  # the first put looks at what is there
         self._scanning = threading.Lock()
+        self._let_go_at_ns = now_ns() + TOUCH_PERIOD_NS
 
     def _file(self, name: str) -> Path:
         return self._path / name[:2] / name
@@ -93,9 +95,12 @@ class DirectoryCache:
             opened = self._open.get(name)
             if opened is not None:
                 self._open.move_to_end(name)
+        now = self._now_ns()
+        if now >= self._let_go_at_ns:
+            self._let_go_of_deleted(now)
         if opened is None:
             return self._reopen(ref) if name in self._verified else None
-        if self._now_ns() >= opened.touch_at_ns and not self._touch(opened):
+        if now >= opened.touch_at_ns and not self._touch(opened):
             self._forget(name)
             return None
         return opened.file
@@ -180,6 +185,18 @@ class DirectoryCache:
             os.utime(opened.file.fd, ns=times)
             return status.st_nlink > 0
         return True
+
+    def _let_go_of_deleted(self, now: int) -> None:
+        """Close files that another process evicted and that nobody here reads any more.
+
+        They would keep their room on the disk: up to 1 GiB a process, of which there may be many.
+        """
+        self._let_go_at_ns = now + TOUCH_PERIOD_NS
+        with self._lock:
+            held = [(name, opened.file) for name, opened in self._open.items()]
+        for name, file in held:
+            if os.fstat(file.fd).st_nlink == 0:
+                self._forget(name)
 
     def put(self, sector: Sector, /) -> None:
         """Keep a sector. Raises CacheError if it was not kept; nothing half-written is left."""

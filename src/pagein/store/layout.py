@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from pagein.errors import FormatError, NotFoundError, UsageError
+from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
 from pagein.store.atomic import replacing, write_all, write_durably
 from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
@@ -28,7 +28,10 @@ _PIECE: Final = 1 << 20
 
 
 class LayoutRepository:
-    """Reads and writes a layout; the folder is created at the first write."""
+    """Reads and writes a layout; the folder is created at the first write.
+
+    Where the disk does not let us, that is a PageinError.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +54,23 @@ class LayoutRepository:
             ) from None
         except NotADirectoryError:
             raise UsageError(f"{self._path} is not a directory", hint="oci-archive:FILE?") from None
+        except OSError as error:
+            raise self._refused("read", error) from None
         return Listing.parse(data, str(self._path))
+
+    def _refused(self, what: str, error: OSError) -> PageinError:
+        return PageinError(f"cannot {what} {self._path}: {error.strerror or error}")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError:  # what should be a folder is a file
+            raise UsageError(f"{self._path} is not an OCI layout") from None
+        except NotADirectoryError:
+            raise UsageError(f"{self._path} is not a directory") from None
+        except OSError as error:
+            raise self._refused("write to", error) from None
 
     def manifest(self, reference: str | Digest, /) -> ManifestBlob:
         """Return the manifest under a tag or a digest; the last entry of a tag wins."""
@@ -71,6 +90,8 @@ class LayoutRepository:
             return self._blob(digest).open("rb")
         except FileNotFoundError:
             raise NotFoundError(f"no blob {digest} in {self._path}") from None
+        except OSError as error:
+            raise self._refused("read", error) from None
 
     def read_blob(self, digest: Digest, /, *, limit: int) -> bytes:
         """Return a whole blob of at most ``limit`` bytes."""
@@ -86,7 +107,10 @@ class LayoutRepository:
     def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
         """Return exactly ``span.length`` bytes, unverified."""
         with self._open(digest) as stream:
-            data = os.pread(stream.fileno(), span.length, span.start)
+            try:
+                data = os.pread(stream.fileno(), span.length, span.start)
+            except OSError as error:
+                raise self._refused("read", error) from None
         if len(data) != span.length:
             raise FormatError(f"blob {digest} ends before byte {span.stop}", field="size")
         return data
@@ -115,9 +139,11 @@ class LayoutRepository:
         self, digest: Digest, source: bytes | Path, /, *, progress: Progress = no_progress
     ) -> bool:
         """Store a blob unless it exists. Raises FormatError if the bytes are not the digest's."""
-        self._create()
-        if self.has_blob(digest):
-            return False
+        with self._writing():
+            self._create()
+            return not self.has_blob(digest) and self._store(digest, source, progress)
+
+    def _store(self, digest: Digest, source: bytes | Path, progress: Progress) -> bool:
         hasher = hashlib.sha256()
         with contextlib.ExitStack() as owned:
             stream = owned.enter_context(
@@ -143,7 +169,7 @@ class LayoutRepository:
         }
         if document.get("artifactType"):
             entry["artifactType"] = document["artifactType"]
-        with self._locked():
+        with self._writing(), self._locked():
             self._write_listing(self._listing().adding(entry, tag=tag))
 
     def _write_listing(self, listing: Listing) -> None:

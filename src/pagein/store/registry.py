@@ -12,6 +12,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 from urllib.parse import urlsplit
@@ -63,7 +64,8 @@ class RegistryRepository:
     ``image`` gives host and repository. ``plain_http`` is not needed for 127.0.0.1, ::1 and
     localhost. ``endpoint`` is another host that answers for this one; without ``resolves`` it is
     not asked what a name means (tags, referrers), only for what has a digest. ``chunk_size``
-    (bytes) splits uploads for registries behind a proxy with a limit on bodies.
+    (bytes) splits uploads for registries behind a proxy with a limit on bodies. ``range_timeout_s``
+    bounds how long the bytes of one range may take, however steadily they trickle.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class RegistryRepository:
         endpoint: Endpoint | None = None,
         resolves: bool = True,
         chunk_size: int = _DEFAULT_CHUNK,
+        range_timeout_s: float = 60.0,
         clock: Clock | None = None,
     ) -> None:
         self._host = urlsplit(endpoint.origin).netloc if endpoint else image.host
@@ -89,6 +92,7 @@ class RegistryRepository:
         )
         self._referrers = Referrers(self._session, self.manifest, self._put)
         self._chunk_size = chunk_size
+        self._range_timeout_s = range_timeout_s
         self._pull = self._session.scopes("pull")
         self._targets: dict[Digest, tuple[str, float]] = {}
         self._lock = threading.Lock()
@@ -165,10 +169,15 @@ class RegistryRepository:
     def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
         """Return exactly ``span.length`` bytes of a blob, unverified; one attempt."""
         what = f"blob {digest} of {self.name}"
-        request = Request("GET", self._endpoint.blob(digest), {"Range": span.header()})
+        request = Request(
+            "GET",
+            self._endpoint.blob(digest),
+            {"Range": span.header()},
+            total_s=self._range_timeout_s,
+        )
         target = self._target(digest)
         if target is not None:
-            aimed = Request("GET", target, {"Range": span.header()})
+            aimed = replace(request, url=target)
             try:
                 with self._session.transport.send(aimed) as response:
                     if response.status in {200, 206}:

@@ -64,7 +64,8 @@ class RootfsRepository:
                 for piece in tar_pieces(self._path):
                     hasher.update(piece)
                     size += len(piece)
-                self._known = _describe(Digest(hasher.hexdigest()), size, self._platform)
+                command = ("/bin/sh",) if _has_shell(self._path) else ()
+                self._known = _describe(Digest(hasher.hexdigest()), size, self._platform, command)
             return self._known
 
     def manifest(self, reference: str | Digest, /) -> ManifestBlob:
@@ -147,13 +148,27 @@ class _PieceStream(io.RawIOBase):
         return len(taken)
 
 
-def _describe(layer: Digest, size: int, platform: Platform) -> tuple[ManifestBlob, bytes, Digest]:
+def _has_shell(root: Path) -> bool:
+    """Say whether the tree has a /bin/sh, whatever it is.
+
+    No link is followed out of the tree: where /bin is one, it is the merged /usr's.
+    """
+    folder = root / ("usr/bin" if (root / "bin").is_symlink() else "bin")
+    return os.path.lexists(folder / "sh")
+
+
+def _describe(
+    layer: Digest, size: int, platform: Platform, command: tuple[str, ...]
+) -> tuple[ManifestBlob, bytes, Digest]:
     config = _json(
         {
             "architecture": platform.architecture,
             "os": platform.os,
             **({"variant": platform.variant} if platform.variant else {}),
-            "config": {"Cmd": ["/bin/sh"], "Env": [f"PATH={_SEARCH_PATH}"]},
+            "config": {
+                **({"Cmd": list(command)} if command else {}),
+                "Env": [f"PATH={_SEARCH_PATH}"],
+            },
             "rootfs": {"type": "layers", "diff_ids": [str(layer)]},
         }
     )

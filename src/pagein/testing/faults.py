@@ -16,7 +16,8 @@ class Fault:
     replace those of the true answer; an empty value leaves the header out. ``truncate_to`` closes
     the connection after so many bytes of the body. ``corrupt`` flips the first byte. ``drop``
     closes the connection without an answer. ``read_at_most`` closes it after so many bytes of
-    the request's body, which an upload keeps.
+    the request's body, which an upload keeps. ``trickle_s`` sends the body byte by byte, with
+    such a pause before each.
     """
 
     status: int | None = None
@@ -29,6 +30,7 @@ class Fault:
     chunked: bool = False
     drop: bool = False
     read_at_most: int | None = None
+    trickle_s: float = 0.0
 
 
 @dataclass(slots=True)

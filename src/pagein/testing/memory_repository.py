@@ -57,15 +57,20 @@ class MemoryContent:
         found: list[dict[str, Any]] = []
         for manifest in list(self.manifests.values()):
             value = json.loads(manifest.data)
-            if (value.get("subject") or {}).get("digest") != str(subject):
-                continue
-            entry = {
-                "mediaType": manifest.media_type,
-                "digest": str(manifest.digest),
-                "size": len(manifest.data),
-                "artifactType": value.get("artifactType") or value["config"]["mediaType"],
-            }
-            if "annotations" in value:
-                entry["annotations"] = value["annotations"]
-            found.append(entry)
+            if (value.get("subject") or {}).get("digest") == str(subject):
+                found.append(descriptor_of(manifest))
         return found
+
+
+def descriptor_of(referrer: ManifestBlob) -> dict[str, Any]:
+    """Return what a list of referrers says of a manifest (distribution-spec, listing referrers)."""
+    value = json.loads(referrer.data)
+    entry = {
+        "mediaType": referrer.media_type,
+        "digest": str(referrer.digest),
+        "size": len(referrer.data),
+        "artifactType": value.get("artifactType") or value["config"]["mediaType"],
+    }
+    if "annotations" in value:
+        entry["annotations"] = value["annotations"]
+    return entry

@@ -13,10 +13,11 @@ from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pagein.errors import FormatError, NotFoundError, PageinError
+from pagein.format.media import ARTIFACT_TYPE
 from pagein.store.repository import ManifestBlob, Repository
 from pagein.testing.faults import Fault
 from pagein.testing.link import PIECE
-from pagein.testing.memory_repository import MemoryContent
+from pagein.testing.memory_repository import MemoryContent, descriptor_of
 from pagein.testing.registry import BasicLogin, BearerLogin, FakeRegistry, Recorded, Upload
 from pagein.types import ByteRange, Digest
 from pagein.wire.registry import OCI_INDEX
@@ -242,7 +243,15 @@ class RegistryHandler(BaseHTTPRequestHandler):
         if not self._registry.referrers_api:
             self._reply(404, b"404 page not found\n", {"Content-Type": "text/plain"})
             return
-        entries = self._registry.content(name).referrers_of(subject)
+        serving = self._registry.serving.get(name)
+        if serving is None:
+            entries = self._registry.content(name).referrers_of(subject)
+        else:
+            kind = query.get("artifactType", [ARTIFACT_TYPE])[0]
+            entries = [
+                descriptor_of(serving.manifest(digest))
+                for digest in serving.referrers(subject, artifact_type=kind)
+            ]
         page, headers = self._page(entries, query)
         body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page})
         self._reply(200, body.encode(), {"Content-Type": OCI_INDEX, **headers})
@@ -365,6 +374,9 @@ class RegistryHandler(BaseHTTPRequestHandler):
 
     def _send_body(self, body: memoryview, fault: Fault) -> None:
         stop = len(body) if fault.truncate_to is None else min(fault.truncate_to, len(body))
+        if fault.trickle_s:
+            self._trickle(body[:stop], fault.trickle_s)
+            return
         for piece in _pieces(body[:stop]):
             self._registry.link.carry(len(piece))
             if fault.chunked:
@@ -377,6 +389,12 @@ class RegistryHandler(BaseHTTPRequestHandler):
         elif fault.chunked:
             self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()
+
+    def _trickle(self, body: memoryview, pause_s: float) -> None:
+        for place in range(len(body)):
+            time.sleep(pause_s)
+            self.wfile.write(body[place : place + 1])
+            self.wfile.flush()
 
 
 def _pieces(body: memoryview) -> Iterator[memoryview]:

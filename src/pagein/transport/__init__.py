@@ -11,13 +11,15 @@ from typing import BinaryIO, Protocol
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request. ``url`` is absolute. ``body`` is sent as it is; ``length`` is its size
-    in bytes."""
+    in bytes. ``total_s`` bounds the time from the answer's headers to its last byte: a peer that
+    sends a byte now and then never runs into a limit on waits."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | BinaryIO | None = None
     length: int | None = None
+    total_s: float | None = None
 
 
 class Response(Protocol):

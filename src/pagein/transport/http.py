@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,6 +179,27 @@ class _Body:
         # below, fills the buffer from the socket (960 MB/s with four threads).
         self._stream: Any = getattr(raw, "_fp", raw)
         self._left = self._expected()
+        if request.total_s is not None:
+            self._give_up_after(request.total_s)
+
+    def _give_up_after(self, seconds: float) -> None:
+        """Let no wait for bytes begin later than that.
+
+        One `readinto` of the buffered reader waits for the socket again and again, so a check
+        between calls would come too late: it is put below, where the socket is read.
+        """
+        socket_reader = getattr(getattr(self._stream, "fp", None), "raw", None)
+        if socket_reader is None:
+            return
+        receive, deadline = socket_reader.readinto, time.monotonic() + seconds
+
+        def receive_in_time(buffer: memoryview) -> int | None:
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            received: int | None = receive(buffer)
+            return received
+
+        socket_reader.readinto = receive_in_time
 
     def _expected(self) -> int | None:
         length = self.headers.get("content-length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -86,3 +87,11 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CacheError, match="making a scratch folder in"):
         scratch_folder(tmp_path / "file").__enter__()
+
+
+def test_a_disk_that_fills_up_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="No space left on device") as caught:  # noqa: SIM117
+        with scratch_folder(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert "TMPDIR" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []

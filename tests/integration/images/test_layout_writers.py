@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pagein.errors import FormatError, NotFoundError, UsageError
+from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.store.layout import LayoutRepository
 from pagein.testing.contract_repository import (
     ARTIFACT,
@@ -97,3 +97,30 @@ def test_a_damaged_index_json_is_one_clear_error(tmp_path: Path, data: bytes) ->
 def test_a_folder_without_index_json_is_no_layout(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="not an OCI layout"):
         LayoutRepository(tmp_path).manifest("v1")
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_error(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    for path in (file, file / "below"):
+        with pytest.raises(UsageError, match=str(path)):
+            fill(LayoutRepository(path))
+    blobs = tmp_path / "odd" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "sha256").write_text("x")
+    with pytest.raises(UsageError, match="is not an OCI layout"):
+        fill(LayoutRepository(tmp_path / "odd"))
+    with pytest.raises(PageinError, match="cannot write to /proc/layout: No such file"):
+        fill(LayoutRepository(Path("/proc/layout")))
+
+
+def test_a_blob_that_is_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    layout = LayoutRepository(tmp_path)
+    fill(layout)
+    (tmp_path / "blobs/sha256" / SUBJECT.digest.hex).unlink()
+    (tmp_path / "blobs/sha256" / SUBJECT.digest.hex).mkdir()
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "index.json").mkdir()
+    for read in (lambda: layout.manifest(SUBJECT.digest), lambda: list(layout.tags())):
+        with pytest.raises(PageinError, match=f"cannot read {tmp_path}: Is a directory"):
+            read()

@@ -136,6 +136,27 @@ def test_the_same_tree_has_the_same_digest_twice(tree: Path) -> None:
     assert RootfsRepository(tree).manifest("latest") == RootfsRepository(tree).only_manifest()
 
 
+def command_of(tree: Path) -> list[str] | None:
+    repository = RootfsRepository(tree)
+    config = json.loads(repository.only_manifest().data)["config"]["digest"]
+    document = json.loads(repository.read_blob(Digest.parse(config), limit=1 << 20))
+    return document["config"].get("Cmd")
+
+
+def test_a_shell_is_the_command_only_where_there_is_one(tmp_path: Path) -> None:
+    assert command_of(tmp_path) is None
+    (tmp_path / "bin").symlink_to("/usr/bin")
+    assert command_of(tmp_path) is None, "this machine's shell is not the tree's"
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    (tmp_path / "usr/bin/sh").symlink_to("/usr/bin/dash")
+    assert command_of(tmp_path) == ["/bin/sh"]
+    (tmp_path / "bin").unlink()
+    assert command_of(tmp_path) is None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sh").touch()
+    assert command_of(tmp_path) == ["/bin/sh"]
+
+
 def test_a_range_of_the_layer_is_exact(tree: Path) -> None:
     repository = RootfsRepository(tree)
     digest, size = layer_of(repository)

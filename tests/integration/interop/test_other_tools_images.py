@@ -237,8 +237,11 @@ def test_of_several_saved_images_one_must_be_named(tmp_path: Path) -> None:
         repository.only_manifest()
     assert "app:v1, app:v2" in str(caught.value.hint)
     assert layers_of(repository, repository.manifest("app:v2")) == [LAYERS[1]]
-    with pytest.raises(NotFoundError, match="v3"):
-        repository.manifest("v3")
+    for name in ("v2", "docker.io/library/app:v2", "library/app:v2"):
+        assert repository.manifest(name) == repository.manifest("app:v2")
+    for name in ("v3", "app", "other/app:v2"):
+        with pytest.raises(NotFoundError, match=name):
+            repository.manifest(name)
 
 
 def test_a_layer_that_is_not_its_diff_id_is_found_out_when_it_is_read(tmp_path: Path) -> None:

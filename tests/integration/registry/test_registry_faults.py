@@ -172,6 +172,23 @@ def test_a_slow_server_is_given_up(registry: FakeRegistry, waits: Waits) -> None
     transport.close()
 
 
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_server_that_trickles_is_given_up_though_it_always_sends(
+    registry: FakeRegistry, transport: HttpTransport, waits: Waits, sized: bool
+) -> None:
+    registry.content("team/app").add_blob(BLOB)
+    registry.fault(Fault(trickle_s=0.002, headers={} if sized else {"Content-Length": ""}))
+    slow = RegistryRepository(
+        ImageName.parse(f"{registry.host}/team/app"),
+        transport,
+        clock=waits.clock,
+        range_timeout_s=0.05,
+    )
+    with pytest.raises(RemoteUnavailableError, match="no answer in time"):
+        slow.read_range(D, SPAN)
+    assert bytes(slow.read_range(D, SPAN)) == WANTED
+
+
 # -- redirects
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -123,6 +124,31 @@ def test_what_another_process_deleted_is_let_go_and_written_anew(tmp_path: Path)
         cache.get(REFS[0])
     cache.put(sector)
     assert _file(tmp_path, REFS[0]).read_bytes() == SECTORS[0]
+
+
+def test_files_that_another_process_evicted_are_closed_though_nobody_asks_for_them(
+    tmp_path: Path,
+) -> None:
+    now = [10**18]
+    cache = DirectoryCache(tmp_path, limit_bytes=LIMIT, now_ns=lambda: now[0])
+    kept, *evicted = _some(8)
+    for ref, data in (kept, *evicted):
+        cache.put(Sector.verify(ref, data))
+    other = DirectoryCache(tmp_path, limit_bytes=LIMIT)
+    for ref, _ in evicted:
+        other.remove(ref)
+    assert _open_and_deleted(tmp_path) == len(evicted)
+    now[0] += TOUCH_PERIOD_NS
+    assert cache.peek(kept[0]) is not None
+    assert _open_and_deleted(tmp_path) == 0
+
+
+def _open_and_deleted(folder: Path) -> int:
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(descriptor.readlink()))
+    return sum(link.startswith(str(folder)) and link.endswith("(deleted)") for link in links)
 
 
 def test_times_on_disk_are_the_last_two_uses(tmp_path: Path) -> None:
