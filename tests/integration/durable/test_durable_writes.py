@@ -44,6 +44,8 @@ class Steps:
             result = call(*arguments, **options)
             if here:
                 self.dead = True
+                if name == "open":
+                    os.close(result)  # a power cut closes everything
                 raise PowerCut(name)
             return result
 
