@@ -29,6 +29,7 @@ from pagein.device.splice import SplicePipe, is_resident
 from pagein.errors import DeviceError, FormatError
 from pagein.events import DeviceRead, Observer, ignore
 from pagein.store.source import FileSlice
+from pagein.types import Buffer
 from pagein.wire import fuse
 
 DEMAND_THREADS: Final = 64
@@ -64,7 +65,8 @@ class FuseServer:
     """Serves one image on one ``/dev/fuse`` descriptor, which it owns from now on.
 
     The descriptor is a new one, or one that a dead server has left: then ``agreed`` stays empty, as
-    the kernel says what it can only once. It starts no thread before `serve`. ``on_last_release``
+    the kernel says what it can only once. ``cached``: the kernel keeps what it has read, and what
+    `store` gives it unasked. It starts no thread before `serve`. ``on_last_release``
     is called by a reader thread, and must not block, each time the last open file of the device was
     closed.
     """
@@ -78,6 +80,7 @@ class FuseServer:
         demand_threads: int = DEMAND_THREADS,
         reader_threads: int = READER_THREADS,
         splice: bool = True,
+        cached: bool = False,
         on_last_release: Callable[[], None] | None = None,
     ) -> None:
         self.descriptor = descriptor
@@ -86,8 +89,10 @@ class FuseServer:
         self._demand_threads = demand_threads
         self._reader_threads = reader_threads
         self._splice = splice
+        self._cached = cached
         self._on_last_release = on_last_release
         self._lock = threading.Lock()
+        self._storing = threading.Lock()
         self._open_files = 0
         self.stopping = False
         self.agreed = fuse.InitFlag(0)
@@ -123,9 +128,25 @@ class FuseServer:
             if self._wake is not None:
                 os.eventfd_write(self._wake, 1)  # never read, so that every reader sees it
 
+    def store(self, offset: int, data: Buffer) -> bool:
+        """Put bytes into the kernel's page cache, as if they had been read; False: nobody is there.
+
+        For a ``cached`` device. Waits for reads of these pages that are under way, so it must not
+        be called by a thread that a read may wait for. What the kernel has no memory for is left
+        out: it asks for that when it is read.
+        """
+        with self._storing:
+            if self.stopping or self._wake is None:
+                return False
+            try:
+                os.writev(self.descriptor, [fuse.notify_store(offset, len(data)), data])
+            except OSError as error:
+                return error.errno not in GONE
+            return True
+
     def close(self) -> None:
         """Close the descriptor of a server that does not serve. Idempotent."""
-        with self._lock:
+        with self._storing, self._lock:
             if self._wake is not None:
                 os.close(self._wake)
                 os.close(self.descriptor)
@@ -150,7 +171,7 @@ class FuseServer:
 
     def answer(self, header: fuse.Header, request: memoryview) -> None:
         """Answer a request that is no read. Does not block."""
-        answer = fuse.answer(header, request, size=self.image.size)
+        answer = fuse.answer(header, request, size=self.image.size, cached=self._cached)
         if header.opcode == fuse.Opcode.INIT:
             self.agreed = fuse.parse_init(request).flags & fuse.WANTED
         if header.opcode == fuse.Opcode.OPEN:

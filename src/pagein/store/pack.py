@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from pagein.errors import FormatError, PageinError, SectorCorruptError
 from pagein.events import FetchFailed, Kind, Observer, SectorCorrupt, SectorFetched, ignore
 from pagein.format.codec import decode_sector
+from pagein.store.repository import RangeStream
 from pagein.types import Buffer, ByteRange, Digest, Encoding, Sector, SectorRef
 
 
@@ -64,26 +65,42 @@ class PackSource:
         an event.
         """
         began = self._monotonic()
-        first, last = refs[0], refs[-1]
-        if first.pack is None:
+        pack = refs[0].pack
+        if pack is None:
             return
-        span = ByteRange(first.offset, last.offset + last.stored - first.offset)
+        pieces = self._pieces(pack, [ByteRange(ref.offset, ref.stored) for ref in refs])
         try:
-            stored = memoryview(self._repository.read_range(first.pack, span))
-        except PageinError as error:
-            self._observer(FetchFailed(first.digest, self.name, str(error), error.transient))
+            for ref in refs:
+                sector = self._unpacked(ref, next(pieces))
+                seconds = self._monotonic() - began
+                self._observer(
+                    SectorFetched(ref.digest, ref.stored, ref.size, seconds, kind, self.name)
+                )
+                yield sector
+        except FormatError:
             raise
-        for ref in refs:
-            start = ref.offset - first.offset
-            data = decode_sector(ref, stored[start : start + ref.stored])
-            if ref.encoding is Encoding.RAW:
-                data = bytes(data)  # a view would keep the whole run in memory
-            sector = Sector.verify(ref, data)
-            seconds = self._monotonic() - began
-            self._observer(
-                SectorFetched(ref.digest, ref.stored, ref.size, seconds, kind, self.name)
-            )
-            yield sector
+        except PageinError as error:
+            self._observer(FetchFailed(refs[0].digest, self.name, str(error), error.transient))
+            raise
+        finally:
+            pieces.close()
+
+    def _pieces(self, pack: Digest, spans: list[ByteRange]) -> Generator[Buffer, None, None]:
+        """Yield the stored bytes of neighbours, as they come where the place is far away."""
+        if isinstance(self._repository, RangeStream):
+            yield from self._repository.read_ranges(pack, spans)
+            return
+        first = spans[0].start
+        whole = self._repository.read_range(pack, ByteRange(first, spans[-1].stop - first))
+        for span in spans:
+            yield memoryview(whole)[span.start - first : span.stop - first]
+
+    @staticmethod
+    def _unpacked(ref: SectorRef, stored: Buffer) -> Sector:
+        data = decode_sector(ref, stored)
+        if ref.encoding is Encoding.RAW and isinstance(data, memoryview):
+            data = bytes(data)  # a view would keep the whole run in memory
+        return Sector.verify(ref, data)
 
     def _fetch(self, ref: SectorRef) -> Sector:
         if ref.pack is None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -46,6 +46,9 @@ from pagein.wire.registry import (
 
 _MAX_SKIP: Final = 64 << 20
 """Bytes read and dropped at most where a registry answers a range with the whole blob."""
+
+_ONE_RANGE: Final = 8 << 20
+"""Bytes that may take ``range_timeout_s``; a longer range may take longer."""
 
 _SKIP_PIECE: Final = 1 << 20
 _TARGET_LIFETIME_S: Final = 60.0  # signed URLs live for minutes; a 403 renews one earlier
@@ -168,30 +171,68 @@ class RegistryRepository:
 
     def read_range(self, digest: Digest, span: ByteRange, /) -> Buffer:
         """Return exactly ``span.length`` bytes of a blob, unverified; one attempt."""
+        (data,) = self.read_ranges(digest, [span])
+        return data
+
+    def read_ranges(self, digest: Digest, spans: Sequence[ByteRange], /) -> Iterator[Buffer]:
+        """Yield the bytes of ranges that touch each other, each as soon as it is here."""
         what = f"blob {digest} of {self.name}"
+        whole = ByteRange(spans[0].start, spans[-1].stop - spans[0].start)
+        with self._range(digest, whole, what) as response:
+            skip = bytes_to_skip(response.status, response.headers, whole, what)
+            if skip > _MAX_SKIP:
+                raise RemoteProtocolError(
+                    f"{what}: {self._host} ignores Range, and byte {skip} is too far in to skip to",
+                    hint="use a registry or mirror that supports range requests",
+                )
+            _skip(response, skip, what)
+            for span in spans[:-1]:
+                yield self._read_span(response, span, whole, what)
+            last = self._read_span(response, spans[-1], whole, what)
+            if response.status == 206 and "content-length" not in response.headers:
+                self._expect_end(response, what)
+            yield last
+
+    @contextmanager
+    def _range(self, digest: Digest, span: ByteRange, what: str) -> Iterator[Response]:
+        """Send a request for a range; the answer's status is 200 or 206."""
         request = Request(
             "GET",
             self._endpoint.blob(digest),
             {"Range": span.header()},
-            total_s=self._range_timeout_s,
+            total_s=self._range_timeout_s * max(1, span.length // _ONE_RANGE),
         )
-        target = self._target(digest)
-        if target is not None:
-            aimed = replace(request, url=target)
+        with ExitStack() as stack:
+            response = self._at_target(stack, request, digest)
+            if response is None:
+                exchange = stack.enter_context(self._session.send(request, self._pull))
+                response = exchange.response
+                if response.status not in {200, 206}:
+                    raise self._session.failure(response, f"reading a range of {what}")
+                if exchange.elsewhere:
+                    self._remember(digest, exchange.url)
             try:
-                with self._session.transport.send(aimed) as response:
-                    if response.status in {200, 206}:
-                        return self._read_span(response, span, what)
+                yield response
             except RemoteUnavailableError:
                 self._remember(digest, None)
                 raise
-            self._remember(digest, None)  # ran out, or moved: the registry knows the new one
-        with self._session.send(request, self._pull) as exchange:
-            if exchange.response.status not in {200, 206}:
-                raise self._session.failure(exchange.response, f"reading a range of {what}")
-            if exchange.elsewhere:
-                self._remember(digest, exchange.url)
-            return self._read_span(exchange.response, span, what)
+
+    def _at_target(self, stack: ExitStack, request: Request, digest: Digest) -> Response | None:
+        """Ask where the registry sent us last; None where that leads nowhere any more."""
+        target = self._target(digest)
+        if target is None:
+            return None
+        try:
+            aimed = replace(request, url=target)
+            response = stack.enter_context(self._session.transport.send(aimed))
+        except RemoteUnavailableError:
+            self._remember(digest, None)
+            raise
+        if response.status in {200, 206}:
+            return response
+        stack.close()
+        self._remember(digest, None)  # ran out, or moved: the registry knows the new one
+        return None
 
     def _target(self, digest: Digest) -> str | None:
         with self._lock:
@@ -206,25 +247,19 @@ class RegistryRepository:
                     self._targets.clear()
                 self._targets[digest] = (url, self._clock.monotonic() + _TARGET_LIFETIME_S)
 
-    def _read_span(self, response: Response, span: ByteRange, what: str) -> bytearray:
-        skip = bytes_to_skip(response.status, response.headers, span, what)
-        if skip > _MAX_SKIP:
-            raise RemoteProtocolError(
-                f"{what}: {self._host} ignores Range, and byte {skip} is too far in to skip to",
-                hint="use a registry or mirror that supports range requests",
-            )
-        _skip(response, skip, what)
+    def _read_span(
+        self, response: Response, span: ByteRange, whole: ByteRange, what: str
+    ) -> bytearray:
         buffer = bytearray(span.length)
         view, filled = memoryview(buffer), 0
         while filled < span.length:
             count = response.readinto(view[filled:])
             if count == 0:
+                came = span.start + filled - whole.start
                 raise RemoteUnavailableError(
-                    f"reading {what}: {self._host} sent {filled} bytes of {span.length}"
+                    f"reading {what}: {self._host} sent {came} bytes of {whole.length}"
                 )
             filled += count
-        if response.status == 206 and "content-length" not in response.headers:
-            self._expect_end(response, what)
         return buffer
 
     def _expect_end(self, response: Response, what: str) -> None:

@@ -3,7 +3,7 @@ archive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,18 @@ class Repository(Protocol):
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are."""
+        ...
+
+
+@runtime_checkable
+class RangeStream(Protocol):
+    """A place far away, whose bytes can be used before the last of them has come."""
+
+    def read_ranges(self, digest: Digest, spans: Sequence[ByteRange], /) -> Iterator[Buffer]:
+        """Yield the bytes of ranges that touch each other, each as soon as it is here.
+
+        Unverified; one request and one attempt for all of them.
+        """
         ...
 
 

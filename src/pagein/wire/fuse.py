@@ -45,6 +45,10 @@ _ATTR_OUT: Final = struct.Struct("<QII")
 _OPEN_OUT: Final = struct.Struct("<QIi")
 _STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")
 _U64: Final = struct.Struct("<Q")
+_STORE: Final = struct.Struct("<QQII")  # nodeid offset size padding
+
+NOTIFY_STORE: Final = 4
+"""Put bytes into the kernel's page cache of the file."""
 
 NOTIFY_RESEND: Final = 7
 """Ask the kernel to send again what a dead server left unanswered (kernel 6.9)."""
@@ -114,6 +118,9 @@ WANTED: Final = (
 
 FOPEN_DIRECT_IO: Final = 1 << 0
 """Pages are cached once, by EROFS above us, and not a second time for the device file."""
+
+FOPEN_KEEP_CACHE: Final = 1 << 1
+"""Pages are cached for the device file too, and stay: also those that were stored before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +232,9 @@ def reply_getattr(unique: int, size: int) -> bytes:
     return reply(unique, _ATTR_OUT.pack(86400, 0, 0) + attributes(size))
 
 
-def reply_open(unique: int) -> bytes:
-    """Answer OPEN with direct I/O."""
-    return reply(unique, _OPEN_OUT.pack(0, FOPEN_DIRECT_IO, 0))
+def reply_open(unique: int, *, cached: bool = False) -> bytes:
+    """Answer OPEN with direct I/O, or else through the kernel's page cache."""
+    return reply(unique, _OPEN_OUT.pack(0, FOPEN_KEEP_CACHE if cached else FOPEN_DIRECT_IO, 0))
 
 
 def reply_statfs(unique: int, size: int) -> bytes:
@@ -242,10 +249,21 @@ def notify_resend() -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
 
 
-def answer(header: Header, data: memoryview, *, size: int) -> bytes | None:
+def notify_store(offset: int, length: int) -> bytes:
+    """Write the head of a notification whose ``length`` bytes go into the page cache.
+
+    Bytes and offset are multiples of the page size: the kernel takes a page for valid only when all
+    of it came (fs/fuse/dev.c, fuse_notify_store).
+    """
+    size = OUT_HEADER.size + _STORE.size + length
+    return OUT_HEADER.pack(size, NOTIFY_STORE, 0) + _STORE.pack(ROOT_ID, offset, length, 0)
+
+
+def answer(header: Header, data: memoryview, *, size: int, cached: bool = False) -> bytes | None:
     """Answer every request but READ about a file of ``size`` bytes. None: it gets no reply.
 
-    Raises FormatError for an INIT that cannot be read.
+    ``cached``: the kernel shall keep what it has read. Raises FormatError for an INIT that cannot
+    be read.
     """
     match header.opcode:
         case Opcode.INIT:
@@ -253,7 +271,7 @@ def answer(header: Header, data: memoryview, *, size: int) -> bytes | None:
         case Opcode.GETATTR:
             return reply_getattr(header.unique, size)
         case Opcode.OPEN:
-            return reply_open(header.unique)
+            return reply_open(header.unique, cached=cached)
         case Opcode.STATFS:
             return reply_statfs(header.unique, size)
         case Opcode.RELEASE | Opcode.DESTROY:
