@@ -24,6 +24,7 @@ from pagein.device.block import BlockImage, PartImage
 from pagein.device.fuse_server import FuseServer, mount_fuse_file, open_fuse_device
 from pagein.device.loop import attach_loop
 from pagein.device.mount import is_mount_point, mount_erofs, unmount
+from pagein.device.recording import RecordingImage
 from pagein.errors import DeviceError
 from pagein.events import Event
 
@@ -35,13 +36,19 @@ LOOP_NEEDED = frozenset({errno.ENOTBLK, errno.EINVAL})
 class MountOptions:
     """Where and how. Without a target the tree is mounted inside the mount's own folder.
 
-    ``upper_parent`` keeps the writable layer (None: it is thrown away at umount).
+    ``upper_parent`` keeps the writable layer (None: it is thrown away at umount). ``read_ahead_kb``
+    takes the place of the image's and the configuration's. With ``record`` the reads are noted, and
+    asked for over the control socket; ``stream`` fills the page cache unasked, which would hide
+    reads from a recording.
     """
 
     target: Path | None
     backend: str = "auto"
     writable: bool = False
     upper_parent: Path | None = None
+    read_ahead_kb: int | None = None
+    record: bool = False
+    stream: bool = True
 
 
 class MountServer:
@@ -59,6 +66,7 @@ class MountServer:
         self._log = ProblemLog()
         self._servers: list[threading.Thread] = []
         self._backend = options.backend
+        self._recording: RecordingImage | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ``ready``, and serve until the tree is unmounted. Raises DeviceError."""
@@ -67,7 +75,7 @@ class MountServer:
             self._found.index, self._found.repositories, self._observe
         ) as path:
             try:
-                self._mount(metadata, self._attach(path.image))
+                self._mount(metadata, self._attach(self._recorded(path.image)))
             except BaseException:
                 self._take_down()
                 raise
@@ -82,6 +90,12 @@ class MountServer:
     def _observe(self, event: Event) -> None:
         self._stats.observe(event)
         self._log.observe(event)
+
+    def _recorded(self, body: BlockImage) -> BlockImage:
+        if not self._options.record:
+            return body
+        self._recording = RecordingImage(body)
+        return self._recording
 
     def _attach(self, body: BlockImage) -> list[Path]:
         """Serve each part of the body that is not empty as a file; return the files in order."""
@@ -116,7 +130,9 @@ class MountServer:
             unmount(device, lazy=True)
 
     def _mount_tree(self, metadata: Path, tree: Path, devices: list[Path]) -> None:
-        ahead = self._found.index.read_ahead_kb
+        ahead = self._options.read_ahead_kb
+        if ahead is None:
+            ahead = self._found.index.read_ahead_kb
         if ahead is None:
             ahead = self._images.node.config.read_ahead_kb
         if self._backend != "loop":
@@ -158,6 +174,10 @@ class MountServer:
         )
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if request.get("op") == "reads" and self._recording is not None:
+            # In a file, as a line of the socket is too short for a long recording.
+            self._folder.reads.write_bytes(self._recording.notes())
+            return {"full": self._recording.is_full}
         if request.get("op") != "status":
             return {"error": f"unknown request {request.get('op')!r}"}
         return self._stats.snapshot()
