@@ -24,6 +24,8 @@ COMMANDS = {
     "mount": "Mount an image; its data comes in as it is read.",
     "umount": "Unmount what mount mounted.",
     "run": "Run a command in a container from an image.",
+    "record": "Run a command, and write which parts of the image it read.",
+    "profile": "Show, merge and compare what was recorded; push and pull it.",
     "pull": "Make an image startable; --full fetches all of it.",
     "ls": "List a folder of an image, without mounting it.",
     "cat": "Write files of an image to standard output.",

@@ -7,6 +7,8 @@ from typing import Final
 MEDIA_INDEX: Final = "application/vnd.pagein.index.v1"
 MEDIA_PACK: Final = "application/vnd.pagein.pack.v1"
 ARTIFACT_TYPE: Final = "application/vnd.pagein.image.v1"
+PROFILE_TYPE: Final = "application/vnd.pagein.profile.v1"
+MEDIA_PROFILE: Final = "application/vnd.pagein.profile.v1+json"
 SERVES: Final = "vnd.pagein.serves"
 """Annotation of an artifact's entry in an image index: the digest of the manifest it serves."""
 

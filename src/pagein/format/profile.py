@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -110,7 +111,7 @@ def _check(profile: Profile) -> None:
         if not 0 < file.size <= _MAX_SIZE:
             _refuse("a file without content")
         if not file.name or file != ProfiledFile.of(file.path, file.size):
-            _refuse(f"the name {ascii(file.name[:80])} is not encoded as it should be")
+            _refuse(f"the name {file.name[:80]!a} is not encoded as it should be")
     for touch in profile.touches:
         _check_touch(profile.files, touch)
     _check_overlap(profile.touches)
@@ -130,7 +131,7 @@ def _check_touch(files: tuple[ProfiledFile, ...], touch: Touch) -> None:
 
 def _check_overlap(touches: tuple[Touch, ...]) -> None:
     ordered = sorted(touches)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if before.file == after.file and before.offset + before.length > after.offset:
             _refuse(f"byte {after.offset} of file {after.file} is touched twice")
 
