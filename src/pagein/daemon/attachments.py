@@ -25,6 +25,7 @@ from pagein.daemon.images import FoundImage, Images, absolute_name
 from pagein.daemon.journal import DeviceEntry, ImageEntry, Journal
 from pagein.daemon.lost import LostImage, find_lost
 from pagein.daemon.notify import Notifier
+from pagein.daemon.recorder import StartRecorder, StartRecording
 from pagein.daemon.stats import MountStats
 from pagein.device.backends import Backend, ServedFiles, mount_image
 from pagein.device.block import BlockImage, PartImage
@@ -94,6 +95,7 @@ class Attachments:
         self._threads = ReadThreads.make(
             workers=images.node.config.fetch_workers, demand_workers=_DEMAND_WORKERS
         )
+        self._recorder = StartRecorder(images, observer)
         self._locks = KeyedLocks()
         self._lock = threading.Lock()
         self._users: dict[str, set[str]] = {}
@@ -152,12 +154,15 @@ class Attachments:
 
     def close(self) -> None:
         """Let cache writes end. The devices stay, for the next daemon; so do reads that wait."""
+        self._recorder.close()
         self._threads.writing.shutdown(wait=True)
 
     def _take_down(self, image_id: str) -> None:
         tree = self.tree(image_id)
         with self._lock:
             device = self._current.pop(image_id, None)
+        if device is not None:
+            self._recorder.end(device.entry.id)
         if is_mount_point(tree):
             unmount(tree, lazy=True)
         with contextlib.suppress(OSError):
@@ -174,6 +179,7 @@ class Attachments:
         device_id = secrets.token_hex(6)
         tree.mkdir(parents=True, exist_ok=True)
         backend: Backend = known.backend if known else "auto"  # type: ignore[assignment]
+        recording = self._recorder.begin(device_id, found, lambda: self._set_back_read_ahead(found))
         served: list[Device] = []
 
         def keep(files: ServedFiles) -> None:
@@ -186,16 +192,17 @@ class Attachments:
         try:
             mounted = mount_image(
                 self._images.metadata_file(found),
-                self._parts(found, stats),
+                self._parts(found, stats, recording),
                 tree,
                 tree.parent,
                 backend=backend,
-                read_ahead_kb=self._read_ahead_kb(found),
+                read_ahead_kb=recording.read_ahead_kb if recording else self._read_ahead_kb(found),
                 observer=self._both(stats),
                 on_served=keep,
                 on_end=self._on_end(device_id),
             )
         except BaseException:
+            self._recorder.end(device_id)
             for one in served:
                 self._forget(one.entry)
             raise
@@ -226,15 +233,22 @@ class Attachments:
         ahead = found.index.read_ahead_kb
         return self._images.node.config.read_ahead_kb if ahead is None else ahead
 
-    def _parts(self, found: FoundImage, stats: MountStats) -> dict[str, BlockImage]:
+    def _set_back_read_ahead(self, found: FoundImage) -> None:
+        """Hook: give a mount that was recorded the read-ahead of `_read_ahead_kb` again."""
+
+    def _parts(
+        self, found: FoundImage, stats: MountStats, recording: StartRecording | None = None
+    ) -> dict[str, BlockImage]:
         """Return the parts of an image's body that are not empty."""
-        body = self._images.node.read_path(
+        body: BlockImage = self._images.node.read_path(
             found.index,
             found.repositories,
             self._both(stats),
             cache=self.cache,
             threads=self._threads,
         ).image
+        if recording is not None:
+            body = recording.wrap(body)
         hot = found.index.hot_sectors * found.index.sector_size
         parts = {"hot": PartImage(body, 0, hot), "data": PartImage(body, hot, body.size - hot)}
         return {name: part for name, part in parts.items() if part.size}
@@ -268,6 +282,7 @@ class Attachments:
         return ended
 
     def _forget(self, entry: DeviceEntry) -> None:
+        self._recorder.end(entry.id)
         with self._lock:
             device = self._served.pop(entry.id, None)
             if device is not None and self._current.get(entry.image) is device:

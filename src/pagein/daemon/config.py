@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -47,7 +47,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     For the daemon: ``metrics_address`` is HOST:PORT or ``unix:PATH`` (empty: no metrics are
     served); ``cri_image_service`` is containerd's socket, to which kubelet's image calls are passed
     on from ``cri.sock`` (empty: there is no such socket); with ``persist_credentials`` the logins
-    that come with those calls are kept through restarts.
+    that come with those calls are kept through restarts. The first ``record_starts`` starts of each
+    image are recorded, for ``record_seconds`` each; the profiles are kept in the state folder, and
+    with ``record_to = "registry"`` also put beside the image.
     """
 
     cache_size: str = "20GiB"
@@ -62,6 +64,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics_address: str = ""
     cri_image_service: str = ""
     persist_credentials: bool = True
+    record_starts: int = 0
+    record_seconds: float = 60.0
+    record_to: Literal["folder", "registry"] = "folder"
     registry: dict[str, RegistryConfig] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +81,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("cri_image_service is the path of containerd's socket")
         if not 0 <= self.read_ahead_kb <= 16384:
             raise ValueError("read_ahead_kb is between 0 and 16384")
+
+        if not 0 <= self.record_starts <= 1000:
+            raise ValueError("record_starts is between 0 and 1000")
+        if not 0 < self.record_seconds <= 3600:
+            raise ValueError("record_seconds is between 0 and 3600")
 
     @property
     def cache_bytes(self) -> int:
