@@ -97,6 +97,9 @@ def command(
         )
     recorded = record_image(settings.images, found, wanted)
     profile = recorded.profile
+    if profile is None:
+        show.note("the command could not start; no profile was written")
+        return recorded.code
     if recorded.is_cut:
         show.note("there were more reads than are noted; the profile has the first ones")
     if output is not None:

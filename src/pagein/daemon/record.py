@@ -29,6 +29,8 @@ from pagein.format.reads import Read, parse_reads
 from pagein.runtime.container import RunningContainer
 
 _HAND_OVER_S: Final = 60.0
+_NOT_STARTED: Final = (126, 127)
+"""Exit codes for a command that is not executable, or not there; shells use them, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,10 @@ class RecordOptions:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A profile, and the exit code for who asked. ``is_cut``: there were more reads than are
-    noted, the first of which made the profile."""
+    """A profile, and the exit code for who asked. There is no profile of a command that could not
+    start. ``is_cut``: there were more reads than are noted, the first of which made the profile."""
 
-    profile: Profile
+    profile: Profile | None
     code: int
     is_cut: bool
 
@@ -74,6 +76,8 @@ def record_image(images: Images, found: FoundImage, options: RecordOptions) -> R
         run = _Run(folder, options.until)
         code = run.run(container)
         command = json.loads((container.bundle / "config.json").read_bytes())["process"]["args"]
+    if code in _NOT_STARTED:
+        return Recorded(None, code, is_cut=False)
     profile = profile_of(
         found,
         run.reads,
@@ -83,7 +87,7 @@ def record_image(images: Images, found: FoundImage, options: RecordOptions) -> R
         command=tuple(command),
     )
     if not profile.touches:
-        raise PageinError(f"the command read nothing of {found.name}, and ended with {code}")
+        raise PageinError(f"the command read nothing of {found.name}")
     return Recorded(profile, code, run.is_cut)
 
 

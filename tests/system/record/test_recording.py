@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 from daemon_under_test import DaemonUnderTest
@@ -173,13 +172,6 @@ def test_time_ends_a_recording(place: Place, node: NodeUnderTest):
     assert 1 < profile["seconds"] < 10
 
 
-def test_what_does_not_stop_is_killed(place: Place, node: NodeUnderTest):
-    out = node.folder / "app.profile"
-    script = f"trap '' INT TERM; echo ready; {WAIT}"
-    node("record", place.app, "-o", out, "--until-log", "ready", "--", "sh", "-c", script)
-    assert out.exists()
-
-
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -276,10 +268,14 @@ def test_words_that_make_no_sense_are_one_line(
     assert line.startswith(complaint)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--until-log", "ready"), 1), ((), 127)], ids=["until", "whole"]
+)
 def test_a_command_that_cannot_start_leaves_no_mount_and_no_profile(
-    place: Place, node: NodeUnderTest
+    words: tuple[str, ...], code: int, place: Place, node: NodeUnderTest
 ):
-    out: Path = node.folder / "app.profile"
-    node("record", place.app, "-o", out, "--until-log", "x", "--", "/bin/absent", code=1)
+    out = node.folder / "app.profile"
+    done = node("record", place.app, "-o", out, *words, "--", "/bin/absent", code=code)
+    assert "no profile was written" in done.stderr
     assert not out.exists()
     assert os.listdir(node.root / "run/mounts") == []
