@@ -16,11 +16,11 @@ def merge_profiles(profiles: Sequence[Profile]) -> Profile:
     """Return the union of profiles; the order of the arguments does not matter.
 
     Bytes take the earliest place of the touches that they are in, measured in what a start had
-    touched before. In bytes, because times of a slow registry and of a fast one do not compare; the earliest,
-    because the start that needs it there would wait for it, while the others are held up by no
-    more than its own length. Where a file has the same path and another size, the newest profile
-    counts, and the ranges of older ones are dropped: they are of a file that was replaced. When,
-    what and of which image are the newest profile's, too.
+    touched before. In bytes, because times of a slow registry and of a fast one do not compare; the
+    earliest, because the start that needs them there would wait for them, while the others are held
+    up by no more than their length. Where a file has the same path and another size, the newest
+    profile counts, and the ranges of older ones are dropped: they are of a file that was replaced.
+    When, what and of which image are the newest profile's, too.
 
     Raises UsageError for none, and for recordings with different read-aheads: kernels with
     another one ask for other ranges.

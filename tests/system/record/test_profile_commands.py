@@ -19,7 +19,8 @@ from pagein.store.layout import LayoutRepository
 from pagein.store.profiles import MAX_PULLED, push_profile
 from pagein.types import Digest
 
-pytestmark = pytest.mark.root
+# Of the session, so it must be there before the suite looks at what there was before this module.
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("place")]
 
 
 def write(path: Path, touches: list[list[int]], **more: object) -> Path:
