@@ -18,18 +18,18 @@ _MAX_BITS: Final = 31
 
 
 class Run(NamedTuple):
-    """``count`` blocks that follow each other from ``block``, or as many blocks of a hole."""
+    """``length`` blocks that follow each other from ``block``, or as many blocks of a hole."""
 
     block: int
-    count: int
+    length: int
 
 
 class Move(NamedTuple):
-    """``count`` blocks from data block ``block`` have copies from hot block ``hot``."""
+    """``length`` blocks from data block ``block`` have copies from hot block ``hot``."""
 
     block: int
     hot: int
-    count: int
+    length: int
 
 
 def runs_of(layout: Flat | Chunked, size: int) -> Iterator[Run]:
@@ -43,17 +43,17 @@ def runs_of(layout: Flat | Chunked, size: int) -> Iterator[Run]:
     for block in layout.blocks:
         count = min(step, left)
         left -= count
-        if last.count and block == _after(last):
-            last = Run(last.block, last.count + count)
+        if last.length and block == _after(last):
+            last = Run(last.block, last.length + count)
             continue
-        if last.count:
+        if last.length:
             yield last
         last = Run(block, count)
     yield last
 
 
 def _after(run: Run) -> int:
-    return HOLE if run.block == HOLE else run.block + run.count
+    return HOLE if run.block == HOLE else run.block + run.length
 
 
 def coarsest(runs: Iterable[Run]) -> Flat | Chunked:
@@ -61,19 +61,19 @@ def coarsest(runs: Iterable[Run]) -> Flat | Chunked:
     found = list(runs)
     if len(found) == 1 and found[0].block != HOLE:
         return Flat(found[0].block)
-    total = sum(run.count for run in found)
+    total = sum(run.length for run in found)
     bits = min(_MAX_BITS, max(0, total - 1).bit_length())
     start = 0
     for run in found[:-1]:
-        start += run.count  # a chunk must start here: its size divides the place
+        start += run.length  # a chunk must start here: its size divides the place
         bits = min(bits, trailing_zeros(start))
     step = 1 << bits
     blocks: list[int] = []
     for run in found:
         if run.block == HOLE:
-            blocks += [HOLE] * -(-run.count // step)
+            blocks += [HOLE] * -(-run.length // step)
         else:
-            blocks += range(run.block, run.block + run.count, step)
+            blocks += range(run.block, run.block + run.length, step)
     return Chunked(bits, tuple(blocks))
 
 
@@ -101,10 +101,10 @@ class Moves:
             last = joined[-1] if joined else None
             if (
                 last is not None
-                and last.block + last.count == move.block
-                and last.hot + last.count == move.hot
+                and last.block + last.length == move.block
+                and last.hot + last.length == move.hot
             ):
-                joined[-1] = Move(last.block, last.hot, last.count + move.count)
+                joined[-1] = Move(last.block, last.hot, last.length + move.length)
             else:
                 joined.append(move)
         return cls(tuple(joined), tuple(move.block for move in joined), hot_blocks)
@@ -133,7 +133,7 @@ class Moves:
                     and piece.block != self.hot_blocks  # there the layer data begins
                 )
                 if last is not None and joins:
-                    last = Run(last.block, last.count + piece.count)
+                    last = Run(last.block, last.length + piece.length)
                     continue
                 if last is not None:
                     yield last
@@ -145,7 +145,7 @@ class Moves:
         if run.block == HOLE:
             yield run
             return
-        at, stop = run.block, run.block + run.count
+        at, stop = run.block, run.block + run.length
         number = max(0, bisect_right(self.starts, at) - 1)
         while at < stop:
             while number < len(self.moves) and self._ends(number) <= at:
@@ -157,9 +157,9 @@ class Moves:
             if move.block > at:
                 yield Run(at + self.hot_blocks, move.block - at)
                 at = move.block
-            count = min(stop, move.block + move.count) - at
+            count = min(stop, move.block + move.length) - at
             yield Run(move.hot + at - move.block, count)
             at += count
 
     def _ends(self, number: int) -> int:
-        return self.moves[number].block + self.moves[number].count
+        return self.moves[number].block + self.moves[number].length

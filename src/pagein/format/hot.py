@@ -110,14 +110,14 @@ class _Touched:
     def __init__(self, layout: Flat | Chunked | None, size: int) -> None:
         self.blocks = -(-size // BLOCK_SIZE)
         self._runs = list(runs_of(layout, size)) if layout is not None else []
-        self._starts = [0, *accumulate(run.count for run in self._runs)]
+        self._starts = [0, *accumulate(run.length for run in self._runs)]
 
     def between(self, first: int, stop: int) -> Iterator[Run]:
         """Yield where file blocks ``[first, stop)`` lie, holes left out."""
         number = bisect_right(self._starts, first) - 1
         while first < stop:
             run, start = self._runs[number], self._starts[number]
-            end = min(stop, start + run.count)
+            end = min(stop, start + run.length)
             if run.block != HOLE:
                 yield Run(run.block + first - start, end - first)
             first, number = end, number + 1
@@ -161,7 +161,7 @@ class _Order:
 
     def add(self, run: Run, step: int) -> None:
         """Note those blocks of a run that are new; ``step`` of them are to stay together."""
-        block, stop = run.block, run.block + run.count
+        block, stop = run.block, run.block + run.length
         while block < stop:
             sector, at = divmod(block, self._size)
             count = min(stop - block, self._size - at)
