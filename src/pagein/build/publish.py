@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pagein.build.convert import convert
-from pagein.build.pack import OnSector
 from pagein.build.optimize import optimize
+from pagein.build.pack import OnSector
 from pagein.build.report import (
     DEFAULT_LEVEL,
     Converted,

@@ -34,7 +34,8 @@ def tell(optimized: Optimized) -> None:
         f" {show.size(match.bytes_skipped)}"
     )
     click.echo(
-        f"  hot region of {show.size(optimized.hot_size)}, {show.size(optimized.hot_stored)} stored;"
+        f"  hot region of {show.size(optimized.hot_size)},"
+        f" {show.size(optimized.hot_stored)} stored;"
         f" {optimized.whole_sectors} of {optimized.hot_sectors} sectors are layer data"
     )
     click.echo(
@@ -107,6 +108,6 @@ def command(
         click.echo(f"{reference} is now the index {done.bound}")
     if done.hidden_by is not None:
         show.note(
-            f"{reference} is an index that lists {done.hidden_by}, which is still what is found: "
-            "run again with --bind"
+            f"{done.hidden_by} is still what is found for {reference};"
+            " --bind puts the new one into its place"
         )

@@ -11,7 +11,6 @@ from pagein.build.report import ConvertOptions, ConvertProgress, Optimized
 from pagein.daemon.images import absolute_name
 from pagein.daemon.wiring import Node
 from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
-from pagein.format.manifest import serves
 from pagein.format.profile import MAX_PROFILE, Profile, decode_profile
 from pagein.format.profile_merge import merge_profiles
 from pagein.store.layout import LayoutRepository
@@ -24,7 +23,8 @@ from pagein.types import Digest, ImageName
 class OptimizedImage:
     """What came of it. ``bound``: the image index that the tag now names, if that was asked for.
 
-    ``hidden_by``: an artifact that the tag's image index lists, and that is found before this one.
+    ``hidden_by``: another artifact that is still found: the tag's image index lists it, or the
+    place takes it for newer (an earlier run had made this one).
     """
 
     optimized: Optimized
@@ -69,10 +69,10 @@ def optimize_image(
     name = absolute_name(reference)
     if bind and name.tag is None:
         raise UsageError("--bind rewrites the tag of REF: name REF by tag")
-    place: WritableRepository = node.writable(name)
-    top = place.manifest(name.tag) if bind and name.tag else None
-    resolved = resolve(place, node.reference(name, place), node.platform(platform))
-    source, found = resolved.source, resolved.artifact
+    own = node.writable(name)
+    top = own.manifest(name.tag) if bind and name.tag else None
+    resolved = resolve(own, node.reference(name, own), node.platform(platform))
+    place, source, found = own, resolved.source, resolved.artifact
     if source is None:
         tag = tag or name.tag
         if bind:
@@ -86,7 +86,11 @@ def optimize_image(
     bound = None
     if top is not None and name.tag is not None and source is not None:
         bound = bind_optimized(place, name.tag, top, source.blob.digest, optimized)
-    return OptimizedImage(optimized, bound, None if bind else _listed(source, optimized))
+    hidden_by = None
+    if source is not None and bound is None and not optimized.was_there:
+        now = find_artifact(place, source if place is own else replace(source, listed_in=None))
+        hidden_by = now.digest if now is not None and now.digest != optimized.artifact else None
+    return OptimizedImage(optimized, bound, hidden_by)
 
 
 def _converted_here(
@@ -105,11 +109,3 @@ def _converted_here(
             hint=f"pagein convert {name} --profile FILE",
         )
     return local, found
-
-
-def _listed(source: SourceImage | None, optimized: Optimized) -> Digest | None:
-    """Return the artifact that the tag's image index lists, where it is not the one just made."""
-    if source is None or source.listed_in is None:
-        return None
-    bound = [one.digest for one in source.listed_in.manifests if serves(one) == source.blob.digest]
-    return bound[-1] if bound and bound[-1] != optimized.artifact else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from pagein.errors import UsageError
 from pagein.format.profile import Profile, ProfiledFile, Touch
@@ -94,7 +95,7 @@ def _pieces(ranges: list[Range]) -> Iterator[Range]:
     bounds = sorted({bound for one in ranges for bound in (one.start, one.stop)})
     waiting = sorted(ranges, reverse=True)
     active: list[tuple[int, int, int]] = []  # (rank of the file's byte 0, at_ms, stop)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         while waiting and waiting[-1].start == start:
             one = waiting.pop()
             heapq.heappush(active, (one.rank - one.start, one.at_ms, one.stop))
