@@ -212,7 +212,7 @@ def is_exact(plan: HotPlan, place: int, touched: list[int]) -> bool:
     for block, length in sector.runs:
         if at < length:
             return touched.index(block + at) == min(
-                (touched.index(b) for b in range(block, block + length) if b in touched)
+                touched.index(b) for b in range(block, block + length) if b in touched
             )
         at -= length
     raise AssertionError
