@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pagein.cli import show
 from pagein.cli.options import backend_option, platform_option
 from pagein.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from pagein.device.backends import Backend
 
 
 @click.command()
@@ -22,7 +26,7 @@ def command(
     settings: Settings,
     reference: str,
     directory: Path,
-    backend: str,
+    backend: Backend,
     platform: str | None,
     *,
     writable: bool,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from pagein.cli import show
 from pagein.cli.container_options import container_options, run_options
 from pagein.cli.options import backend_option, platform_option
 from pagein.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from pagein.device.backends import Backend
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -26,7 +29,7 @@ def command(
     /,
     reference: str,
     arguments: tuple[str, ...],
-    backend: str,
+    backend: Backend,
     platform: str | None,
     runtime: str | None,
     **options: Any,

@@ -38,6 +38,10 @@ class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings. Sizes are text such as ``20GiB``; times are in seconds.
 
+    ``prefetch``: what is fetched unasked once an image is mounted, its hot region or also the rest
+    of it; with ``hydrate_after`` the rest follows so many seconds after the mount. The two rates
+    are sizes a second; empty: as fast as the link is.
+
     ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
     ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
 
@@ -57,6 +61,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     request_timeout: float = 20.0
     fetch_workers: int = 4
     read_ahead_kb: int = 256
+    prefetch: Literal["none", "hot", "all"] = "hot"
+    prefetch_rate: str = ""
+    hydrate_after: float | None = None
+    hydrate_rate: str = ""
     hosts_dir: str = "/etc/containerd/certs.d"
     secret_files: tuple[str, ...] = ()
     credential_provider_config: str = ""
@@ -79,9 +87,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("credential_provider_config and _bin_dir go together")
         if self.cri_image_service and not self.cri_image_service.startswith("/"):
             raise ValueError("cri_image_service is the path of containerd's socket")
+        parse_size(self.prefetch_rate or "0")
+        parse_size(self.hydrate_rate or "0")
+        if self.hydrate_after is not None and not 0 <= self.hydrate_after <= 86400:
+            raise ValueError("hydrate_after is between 0 and 86400 seconds")
         if not 0 <= self.read_ahead_kb <= 16384:
             raise ValueError("read_ahead_kb is between 0 and 16384")
-
         if not 0 <= self.record_starts <= 1000:
             raise ValueError("record_starts is between 0 and 1000")
         if not 0 < self.record_seconds <= 3600:
@@ -91,6 +102,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def cache_bytes(self) -> int:
         """``cache_size`` in bytes."""
         return parse_size(self.cache_size)
+
+    @property
+    def prefetch_bytes_per_s(self) -> int | None:
+        """``prefetch_rate`` in bytes a second; None: no limit."""
+        return parse_size(self.prefetch_rate) if self.prefetch_rate else None
+
+    @property
+    def hydrate_bytes_per_s(self) -> int | None:
+        """``hydrate_rate`` in bytes a second; None: no limit."""
+        return parse_size(self.hydrate_rate) if self.hydrate_rate else None
 
     @property
     def hosts_dirs(self) -> tuple[Path, ...]:

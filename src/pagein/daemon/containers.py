@@ -21,6 +21,7 @@ from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.mount_server import MountOptions
 from pagein.daemon.mounts import MountRecord
 from pagein.daemon.paths import Paths
+from pagein.device.backends import Backend
 from pagein.device.mount import is_mount_point, unmount
 from pagein.errors import DeviceError, PageinError, RuntimeFailedError
 from pagein.format.manifest import parse_config
@@ -43,7 +44,7 @@ class ContainerOptions:
 
     run: RunOptions
     keep: bool
-    backend: str
+    backend: Backend
     runtime: str | None
 
 

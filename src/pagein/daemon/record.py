@@ -65,9 +65,7 @@ def record_image(images: Images, found: FoundImage, options: RecordOptions) -> R
         )
 
     def mount(images: Images, found: FoundImage, mounting: MountOptions, claim: int) -> MountRecord:
-        mounting = dataclasses.replace(
-            mounting, record=True, stream=False, read_ahead_kb=options.read_ahead_kb
-        )
+        mounting = dataclasses.replace(mounting, record=True, read_ahead_kb=options.read_ahead_kb)
         return serve_mount(images, found, mounting, keep_from_server=(claim,))
 
     began = time.time()
