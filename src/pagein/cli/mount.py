@@ -9,6 +9,7 @@ import click
 
 from pagein.cli import show
 from pagein.cli.options import backend_option, platform_option
+from pagein.cli.prefetch_options import prefetch_options
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@prefetch_options
 @backend_option
 @click.option("--rw", "writable", is_flag=True, help="Lay a writable overlay on top.")
 @platform_option

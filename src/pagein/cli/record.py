@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pagein.daemon.record import RecordOptions
     from pagein.daemon.record_until import Until
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_S = 24 * 3600.0
 
 
@@ -168,9 +166,9 @@ def _until(url: str | None, log: str | None, duration: str | None) -> Until:
 def parse_duration(text: str) -> float:
     """Read ``500ms``, ``30s``, ``2m`` or ``1h`` as seconds. Raises UsageError."""
     from pagein.errors import UsageError
+    from pagein.store import hosts
 
-    match = _DURATION.fullmatch(text)
-    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    seconds = hosts.parse_duration(text)
     if not 0 < seconds <= _LONGEST_S:
-        raise UsageError(f"not a time: {text!r}", hint="500ms, 30s or 2m; at most 24h")
+        raise UsageError(f"not a time to record: {text!r}", hint="500ms, 30s or 2m; at most 24h")
     return seconds

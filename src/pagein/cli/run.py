@@ -9,6 +9,7 @@ import click
 from pagein.cli import show
 from pagein.cli.container_options import container_options, run_options
 from pagein.cli.options import backend_option, platform_option
+from pagein.cli.prefetch_options import prefetch_options
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--rm", "remove", is_flag=True, help="Forget what the container wrote, when it ends.")
 @click.option("--name", metavar="NAME", help="Name the container, and keep what it writes.")
 @container_options
+@prefetch_options
 @backend_option
 @platform_option
 @click.argument("reference", metavar="REF")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,10 +124,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.registry.get(host, RegistryConfig())
 
 
-def load_config(path: Path | None, *, plain_http: tuple[str, ...] = ()) -> Config:
+def load_config(
+    path: Path | None,
+    *,
+    plain_http: tuple[str, ...] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
     """Read the file (none: ``/etc/pagein/config.toml`` if there is one).
 
-    ``plain_http`` names further registry hosts that speak plain HTTP. Raises UsageError.
+    ``plain_http`` names further registry hosts that speak plain HTTP; ``changes`` are settings by
+    name that go before the file's. Raises UsageError.
     """
     file = path or DEFAULT_FILE
     try:
@@ -142,4 +149,7 @@ def load_config(path: Path | None, *, plain_http: tuple[str, ...] = ()) -> Confi
         for host in plain_http:
             tables[host] = msgspec.structs.replace(config.for_host(host), plain_http=True)
         config = msgspec.structs.replace(config, registry=tables)
-    return config
+    try:
+        return msgspec.structs.replace(config, **(changes or {}))
+    except ValueError as error:
+        raise UsageError(str(error)) from None

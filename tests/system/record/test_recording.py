@@ -253,8 +253,8 @@ def test_a_recording_never_uses_the_daemon(place: Place, node: NodeUnderTest):
     [
         ((), "where should the profile go?"),
         (("-o", "/nonexistent/p"), "/nonexistent is not a directory"),
-        (("-o", "p", "--for", "soon"), "not a time: 'soon'"),
-        (("-o", "p", "--for", "0s"), "not a time: '0s'"),
+        (("-o", "p", "--for", "soon"), "not a duration: 'soon'"),
+        (("-o", "p", "--for", "0s"), "not a time to record: '0s'"),
         (("-o", "p", "--until", "ftp://x/"), "not an address: 'ftp://x/'"),
         (("-o", "p", "--until-log", "("), "not a regular expression: '('"),
         (("-o", "p", "--tty", "--until-log", "x"), "the lines of a terminal cannot be looked at"),
