@@ -268,6 +268,12 @@ def test_words_that_make_no_sense_are_one_line(
     assert line.startswith(complaint)
 
 
+def test_a_place_that_cannot_be_pushed_to_is_told_before_the_start(node: NodeUnderTest):
+    line, hint = node.complaint("record", "--push", "oci-archive:/nowhere.tar", code=2)
+    assert line == "oci-archive: cannot be written to"
+    assert "docker://" in hint
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [(("--until-log", "ready"), 1), ((), 127)], ids=["until", "whole"]
 )

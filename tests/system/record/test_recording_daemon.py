@@ -136,6 +136,19 @@ def test_a_profile_that_cannot_be_written_costs_no_start(place: Place, node: Nod
         wait_until(lambda: "cannot record a start of docker://" in daemon.log.read_text())
 
 
+def test_a_profile_that_cannot_be_pushed_is_kept_on_the_node(place: Place, node: NodeUnderTest):
+    archive = node.folder / "app.tar"
+    layout = place.image.layouts / "app"
+    subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
+    with recording(node, record_to="registry") as daemon:
+        node("run", f"oci-archive:{archive}", "--", "sh", "-c", dd("data/big", 3, 1))
+        wait_until(lambda: "cannot record a start of oci-archive:" in daemon.log.read_text())
+        assert "cannot be written to" in daemon.log.read_text()
+        wait_until(lambda: daemon.status()["images"] == [])
+    (profile,) = written(node, place)
+    assert touched_blocks(profile) == [("data/big", 3)]
+
+
 def test_nothing_is_recorded_unless_it_is_asked_for(place: Place, node: NodeUnderTest):
     with recording(node, record_starts=0) as daemon:
         run(daemon, place, dd("data/big", 3, 1))
