@@ -21,6 +21,7 @@ from pagein.errors import PageinError, UsageError
 COMMANDS = {
     "demo": "The whole idea on this machine: convert, run lazily, compare.",
     "convert": "Convert an image and publish the result beside it.",
+    "optimize": "Publish what a recorded start reads as one short stream.",
     "mount": "Mount an image; its data comes in as it is read.",
     "umount": "Unmount what mount mounted.",
     "run": "Run a command in a container from an image.",

@@ -27,6 +27,7 @@ from pagein.format.media import (
     OCI_EMPTY,
     OCI_INDEX,
     OCI_MANIFEST,
+    OPTIMIZED_FROM,
     PROFILE_TYPE,
     SERVES,
 )
@@ -86,6 +87,18 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     index: Descriptor
     packs: tuple[Descriptor, ...]
     subject: Descriptor | None
+    annotations: dict[str, str] = {}
+
+    @property
+    def is_optimized(self) -> bool:
+        """Whether it was made from another artifact, for a profile."""
+        return OPTIMIZED_FROM in self.annotations
+
+    @property
+    def optimized_from(self) -> Digest | None:
+        """The artifact that it was made from, if it was. Raises FormatError for a bad digest."""
+        found = self.annotations.get(OPTIMIZED_FROM)
+        return None if found is None else Digest.parse(found)
 
 
 class _Process(msgspec.Struct, frozen=True, rename="pascal"):
@@ -235,7 +248,12 @@ def _artifact(manifest: ImageManifest) -> Artifact:
             "a pagein artifact must hold one index and then packs", field="layers",
             hint="it may be of a later format; use a newer pagein",
         )  # fmt: skip
-    return Artifact(index=manifest.layers[0], packs=manifest.layers[1:], subject=manifest.subject)
+    return Artifact(
+        index=manifest.layers[0],
+        packs=manifest.layers[1:],
+        subject=manifest.subject,
+        annotations=manifest.annotations,
+    )
 
 
 def parse_artifact(data: bytes) -> Artifact:

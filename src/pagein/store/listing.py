@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pagein.errors import FormatError, NotFoundError, UsageError
-from pagein.format.media import OCI_INDEX, OCI_MANIFEST
+from pagein.format.media import OCI_INDEX, OCI_MANIFEST, OPTIMIZED_FROM
 from pagein.store.repository import ManifestBlob
 from pagein.types import Digest
 
@@ -48,6 +48,17 @@ def subject_of(data: bytes) -> str | None:
     """Return the digest that a manifest names as its subject."""
     subject = _document(data).get("subject")
     return subject.get("digest") if isinstance(subject, dict) else None
+
+
+def referring(manifests: Mapping[Digest, bytes], subject: Digest) -> list[Digest]:
+    """Return which manifests refer to ``subject``, in their order, but optimized ones last."""
+    found = [one for one, data in manifests.items() if subject_of(data) == str(subject)]
+    return sorted(found, key=lambda digest: _is_optimized(manifests[digest]))
+
+
+def _is_optimized(manifest: bytes) -> bool:
+    annotations = _document(manifest).get("annotations")
+    return isinstance(annotations, dict) and OPTIMIZED_FROM in annotations
 
 
 @dataclass(frozen=True, slots=True)
