@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from daemon_under_test import DaemonUnderTest
 from node_under_test import NodeUnderTest, wait_until
-from recorded_image import Place, dd, read_json, touched_blocks
+from recorded_image import Place, dd, read_json, repository, touched_blocks
 
 pytestmark = pytest.mark.root
 
@@ -147,6 +147,17 @@ def test_a_profile_that_cannot_be_pushed_is_kept_on_the_node(place: Place, node:
         wait_until(lambda: daemon.status()["images"] == [])
     (profile,) = written(node, place)
     assert touched_blocks(profile) == [("data/big", 3)]
+
+
+def test_an_image_with_a_hot_region_is_not_recorded(place: Place, node: NodeUnderTest):
+    reference = repository(place, "hot")
+    node("convert", reference)
+    node("record", reference, "-o", node.folder / "profile", "--", "sh", "-c", "echo")
+    node("optimize", reference, "--profile", node.folder / "profile")
+    with recording(node) as daemon:
+        node("run", reference, "--", "sh", "-c", dd("data/big", 3, 1))
+        wait_until(lambda: daemon.status()["images"] == [])
+    assert not (node.root / "lib/profiles").exists()
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(place: Place, node: NodeUnderTest):
