@@ -10,7 +10,7 @@ from pagein.build.publish import bind_optimized
 from pagein.build.report import ConvertOptions, ConvertProgress, Optimized
 from pagein.daemon.images import absolute_name
 from pagein.daemon.wiring import Node
-from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
+from pagein.errors import NotFoundError, UsageError
 from pagein.format.profile import Profile
 from pagein.format.profile_merge import merge_profiles
 from pagein.store.layout import LayoutRepository
