@@ -363,10 +363,7 @@ def test_a_terminal_is_a_terminal_with_the_right_size(box: Box) -> None:
     assert b"33 101\r\n" in terminal.seen
 
 
-def test_another_thread_ends_a_container_that_does_not_listen(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(container, "_STOP_S", 0.3)
+def test_another_thread_ends_a_container_that_does_not_listen(box: Box) -> None:
     options = RunOptions(
         name=NAME, args=("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
     )
@@ -377,7 +374,7 @@ def test_another_thread_ends_a_container_that_does_not_listen(
     def stop_when_ready(running: container.RunningContainer) -> None:
         def stop() -> None:
             assert os.read(reader, 100) == b"ready\n"
-            running.stop()
+            running.stop(grace_s=0.3)
 
         stoppers.append(threading.Thread(target=stop))
         stoppers[0].start()

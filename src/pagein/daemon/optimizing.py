@@ -10,10 +10,11 @@ from pagein.build.publish import bind_optimized
 from pagein.build.report import ConvertOptions, ConvertProgress, Optimized
 from pagein.daemon.images import absolute_name
 from pagein.daemon.wiring import Node
-from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
-from pagein.format.profile import MAX_PROFILE, Profile, decode_profile
+from pagein.errors import NotFoundError, UsageError
+from pagein.format.profile import Profile
 from pagein.format.profile_merge import merge_profiles
 from pagein.store.layout import LayoutRepository
+from pagein.store.profiles import load_profile
 from pagein.store.repository import WritableRepository
 from pagein.store.resolve import FoundArtifact, SourceImage, find_artifact, resolve
 from pagein.types import Digest, ImageName
@@ -33,20 +34,8 @@ class OptimizedImage:
 
 
 def read_profiles(paths: tuple[Path, ...]) -> Profile:
-    """Read profiles and merge them. Raises FormatError, and PageinError for no such file."""
-    profiles = []
-    for path in paths:
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(MAX_PROFILE + 1)
-        except OSError as error:
-            raise PageinError(f"cannot read profile {path}: {error.strerror or error}") from None
-        try:
-            profiles.append(decode_profile(data))
-        except FormatError as error:
-            raise FormatError(
-                f"{path}: {error}", field="profile", hint="pagein record REF -o FILE writes one"
-            ) from None
+    """Read profiles and merge them. Raises FormatError, and UsageError for no such file."""
+    profiles = [load_profile(path) for path in paths]
     return profiles[0] if len(profiles) == 1 else merge_profiles(profiles)
 
 

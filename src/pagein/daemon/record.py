@@ -29,6 +29,10 @@ from pagein.format.reads import Read, parse_reads
 from pagein.runtime.container import RunningContainer
 
 _HAND_OVER_S: Final = 60.0
+_GRACE_S: Final = 3.0
+"""Between stop signal and SIGKILL: less than elsewhere, as nothing of the container is kept.
+Process 1 ignores a signal that it has no handler for, and Python has none for SIGTERM."""
+
 _NOT_STARTED: Final = (126, 127)
 """Exit codes for a command that is not executable, or not there; shells use them, too."""
 
@@ -166,7 +170,7 @@ class _Run:
             self._failure = error
         finally:
             with contextlib.suppress(OSError):
-                running.stop()
+                running.stop(_GRACE_S)
 
     def _take(self) -> None:
         """Have the serving process hand over the reads."""

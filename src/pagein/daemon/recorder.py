@@ -61,9 +61,11 @@ class StartRecorder:
         folder = self.folder(found)
         with self._lock:
             there = sum(folder == one.folder for one in self._running.values())
-            if there + len(list(folder.glob("*.json"))) >= wanted:
-                return None
-            recording = StartRecording(device_id, found, folder)
+        # After those that run: one that ends just now counts twice, never not at all.
+        if there + len(list(folder.glob("*.json"))) >= wanted:
+            return None
+        recording = StartRecording(device_id, found, folder)
+        with self._lock:
             self._running[device_id] = recording
         thread = threading.Thread(
             target=self._record, args=(recording, when_over), name="recorder", daemon=True

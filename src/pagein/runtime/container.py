@@ -179,11 +179,11 @@ class RunningContainer:
         """Whether SIGINT or SIGTERM came to us, and so to the container."""
         return self._forwarder.endings > 0
 
-    def stop(self) -> None:
-        """Send the image's stop signal, and SIGKILL 10 s later; return when it has ended."""
+    def stop(self, grace_s: float = _STOP_S) -> None:
+        """Send the image's stop signal, and SIGKILL after a grace; return when it has ended."""
         self._child.send_signal(self._signal)
         try:
-            self._child.wait(_STOP_S)
+            self._child.wait(grace_s)
         except subprocess.TimeoutExpired:
             _quietly(self._kill)
             self._child.wait()

@@ -34,7 +34,9 @@ def load_profile(path: Path) -> Profile:
     try:
         return decode_profile(data)
     except FormatError as error:
-        raise FormatError(f"{path}: {error}", field=error.field) from None
+        raise FormatError(
+            f"{path}: {error}", field=error.field, hint="pagein record REF -o FILE writes one"
+        ) from None
 
 
 def save_profile(path: Path, profile: Profile) -> None:

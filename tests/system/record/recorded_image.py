@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node_image import NodeImage
+from node_image import NodeImage, push
 from tiny_rootfs import PROGRAMS, build_tiny_rootfs
 
 from pagein.testing.docker_registry import DockerRegistry
@@ -37,6 +37,13 @@ class Place:
     @property
     def plain(self) -> str:
         return f"{self.registry.host}/plain:v1"
+
+
+def repository(place: Place, name: str) -> str:
+    """A repository of its own with the image, so that tests do not see what others pushed."""
+    reference = f"{place.registry.host}/{name}:v1"
+    push(place.image, "app", reference)
+    return reference
 
 
 def layers(folder: Path) -> tuple[bytes, bytes]:

@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from node_image import push
 from node_under_test import NodeUnderTest
-from recorded_image import Place, dd, read_json, touched_blocks
+from recorded_image import Place, dd, read_json, repository, touched_blocks
 
 from pagein.format.manifest import Descriptor
 from pagein.format.media import OCI_MANIFEST
@@ -37,13 +36,6 @@ def write(path: Path, touches: list[list[int]], **more: object) -> Path:
     }
     path.write_text(json.dumps(document | more))
     return path
-
-
-def repository(place: Place, node: NodeUnderTest, name: str) -> str:
-    """A repository of its own with the image, so that tests do not see each other's profiles."""
-    reference = f"{place.registry.host}/{name}:v1"
-    push(place.image, "app", reference)
-    return reference
 
 
 def test_show_says_what_a_profile_has(node: NodeUnderTest):
@@ -116,7 +108,7 @@ def test_what_is_no_profile_is_one_line(text: str, node: NodeUnderTest):
 
 
 def test_recorded_profiles_are_pushed_pulled_and_merged(place: Place, node: NodeUnderTest):
-    app = repository(place, node, "pushed")
+    app = repository(place, "pushed")
     node("convert", app)
     line, _ = node.complaint("profile", "pull", app, "-o", node.folder / "none")
     assert line == f"no profile beside docker://{app}"
@@ -142,7 +134,7 @@ def test_recorded_profiles_are_pushed_pulled_and_merged(place: Place, node: Node
 def test_another_registry_client_sees_a_profile_as_what_it_is(place: Place, node: NodeUnderTest):
     if shutil.which("skopeo") is None:
         pytest.skip("needs skopeo")
-    app = repository(place, node, "seen")
+    app = repository(place, "seen")
     one = write(node.folder / "one", [[0, 0, 8192, 0]])
     digest = node("profile", "push", one, app).stdout.strip()
     name = app.removesuffix(":v1")

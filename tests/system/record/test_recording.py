@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,14 @@ import subprocess
 import pytest
 from daemon_under_test import DaemonUnderTest
 from node_under_test import NodeUnderTest
-from recorded_image import Place, dd, read_json, touched_blocks, touched_length
+from recorded_image import (
+    Place,
+    dd,
+    read_json,
+    repository,
+    touched_blocks,
+    touched_length,
+)
 
 pytestmark = pytest.mark.root
 
@@ -61,6 +69,19 @@ def test_a_second_recording_says_the_same_although_all_sectors_are_here(
     one, two = (read_json(node.folder / name) for name in ("one", "two"))
     assert touched_blocks(one) == touched_blocks(two) == BLOCKS
     assert one["files"] == two["files"]
+
+
+@pytest.mark.parametrize("backend", ["fuse", "loop"])
+def test_an_optimized_image_is_recorded_the_same(backend: str, place: Place, node: NodeUnderTest):
+    reference = repository(place, f"optimized-{backend}")
+    before, after = node.folder / "before", node.folder / "after"
+    node("convert", reference)
+    node("record", reference, "-o", before, "--", "sh", "-c", READS)
+    node("optimize", reference, "--profile", before)
+    node("record", reference, "-o", after, "--backend", backend, "--", "sh", "-c", READS)
+    assert touched_blocks(read_json(after)) == BLOCKS
+    difference = json.loads(node("profile", "diff", before, after, "--json").stdout)
+    assert (difference["only_a"], difference["only_b"]) == (0, 0)
 
 
 def test_reads_that_a_read_ahead_adds_are_in_a_profile_with_that_read_ahead(
@@ -266,6 +287,12 @@ def test_words_that_make_no_sense_are_one_line(
 ):
     line, _ = node.complaint("record", "nowhere.invalid/app:v1", *words, code=2)
     assert line.startswith(complaint)
+
+
+def test_a_place_that_cannot_be_pushed_to_is_told_before_the_start(node: NodeUnderTest):
+    line, hint = node.complaint("record", "--push", "oci-archive:/nowhere.tar", code=2)
+    assert line == "oci-archive: cannot be written to"
+    assert "docker://" in hint
 
 
 @pytest.mark.parametrize(

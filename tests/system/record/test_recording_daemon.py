@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from daemon_under_test import DaemonUnderTest
 from node_under_test import NodeUnderTest, wait_until
-from recorded_image import Place, dd, read_json, touched_blocks
+from recorded_image import Place, dd, read_json, repository, touched_blocks
 
 pytestmark = pytest.mark.root
 
@@ -134,6 +134,30 @@ def test_a_profile_that_cannot_be_written_costs_no_start(place: Place, node: Nod
     with recording(node) as daemon:
         run(daemon, place, dd("data/big", 3, 1))
         wait_until(lambda: "cannot record a start of docker://" in daemon.log.read_text())
+
+
+def test_a_profile_that_cannot_be_pushed_is_kept_on_the_node(place: Place, node: NodeUnderTest):
+    archive = node.folder / "app.tar"
+    layout = place.image.layouts / "app"
+    subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
+    with recording(node, record_to="registry") as daemon:
+        node("run", f"oci-archive:{archive}", "--", "sh", "-c", dd("data/big", 3, 1))
+        wait_until(lambda: "cannot record a start of oci-archive:" in daemon.log.read_text())
+        assert "cannot be written to" in daemon.log.read_text()
+        wait_until(lambda: daemon.status()["images"] == [])
+    (profile,) = written(node, place)
+    assert touched_blocks(profile) == [("data/big", 3)]
+
+
+def test_an_image_with_a_hot_region_is_not_recorded(place: Place, node: NodeUnderTest):
+    reference = repository(place, "hot")
+    node("convert", reference)
+    node("record", reference, "-o", node.folder / "profile", "--", "sh", "-c", "echo")
+    node("optimize", reference, "--profile", node.folder / "profile")
+    with recording(node) as daemon:
+        node("run", reference, "--", "sh", "-c", dd("data/big", 3, 1))
+        wait_until(lambda: daemon.status()["images"] == [])
+    assert not (node.root / "lib/profiles").exists()
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(place: Place, node: NodeUnderTest):
