@@ -87,8 +87,7 @@ def test_the_kernel_reads_the_same_tree_and_a_deep_check_finds_nothing(
     said = node("inspect", tuned).stdout
     assert "hot region 3.2 MiB, 13 sectors" in said
     assert f"made from  {done['optimized_from']}" in said
-    fresh = NodeUnderTest(node.folder / "fresh")
-    with fresh.mounted(tuned) as tree:
+    with node.mounted(tuned) as tree:
         assert of_disk(str(tree)) == expected
     deep = json.loads(node("check", "--deep", "--json", tuned).stdout)
     assert (deep["problems"], deep["compared"]) == ([], True)
