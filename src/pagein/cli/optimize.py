@@ -79,7 +79,7 @@ def command(
     the image has not, or has in another size, are skipped.
 
     \b
-    pagein record registry:5000/app:v1 -o app.profile -- python3 serve.py --once
+    pagein record registry:5000/app:v1 -o app.profile -- python3 -c 'print(40 + 2)'
     pagein optimize registry:5000/app:v1 --profile app.profile
     """
     from pagein.build.report import ConvertOptions
