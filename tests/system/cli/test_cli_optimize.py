@@ -159,6 +159,17 @@ def test_a_layout_is_optimized_in_place_and_its_tag_moves_on(
     assert node("check", target).stdout.startswith(f"{target}: structure is right")
 
 
+def test_a_layout_of_one_artifact_needs_no_tag_before_or_after(
+    image: NodeImage, node: NodeUnderTest, profile: Path, tmp_path: Path
+) -> None:
+    target = f"oci:{tmp_path / 'lazy'}"
+    node("convert", "--sector-size", SECTOR, f"oci:{image.layouts / 'app'}:v1", target)
+    for level in (3, 5):
+        done = optimized(node, target, "--profile", profile, "--hot-level", level)
+        assert not done["was_there"]
+        assert json.loads(node("inspect", "--json", target).stdout)["artifact"] == done["artifact"]
+
+
 def test_what_was_converted_here_is_optimized_here(
     site: Site, image: NodeImage, node: NodeUnderTest, profile: Path, expected: dict[bytes, Seen]
 ) -> None:
