@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final
 
 from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
+from pagein.format.media import OPTIMIZED_FROM
 from pagein.store.atomic import replacing, write_all, write_durably
 from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, referring
 from pagein.store.repository import ManifestBlob, Progress, no_progress
@@ -167,6 +168,8 @@ class LayoutRepository:
         }
         if document.get("artifactType"):
             entry["artifactType"] = document["artifactType"]
+        if plain := (document.get("annotations") or {}).get(OPTIMIZED_FROM):
+            entry["annotations"] = {OPTIMIZED_FROM: plain}
         with self._writing(), self._locked():
             self._write_listing(self._listing().adding(entry, tag=tag))
 

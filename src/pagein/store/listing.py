@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -102,10 +102,10 @@ class Listing:
 
     def only(self) -> Digest:
         """Return what the place is when no tag is given: its one tagged image, else its one image,
-        else its one artifact. Raises UsageError where there are several."""
+        else its one artifact, as optimized last. Raises UsageError where there are several."""
         images = [entry for entry in self.entries if not entry.get("artifactType")]
         named = [entry for entry in images if tag_of(entry) is not None]
-        candidates = {entry["digest"] for entry in named or images or self.entries}
+        candidates = _current(named or images or self.entries)
         if not candidates:
             raise NotFoundError(f"{self.place} holds no image")
         if len(candidates) > 1:
@@ -141,6 +141,18 @@ class Listing:
     def _choices(self) -> str:
         tags = list(self.tags())
         return f"name one of its tags: {', '.join(tags[:20])}" if tags else "it has no tags"
+
+
+def _current(entries: Iterable[Entry]) -> set[str]:
+    """Return the digests of entries, of an artifact and what it was optimized to only the last."""
+    latest: dict[str, str] = {}
+    for entry in entries:
+        plain = (entry.get("annotations") or {}).get(OPTIMIZED_FROM)
+        if plain is None:
+            latest.setdefault(entry["digest"], entry["digest"])
+        else:
+            latest[str(plain)] = entry["digest"]
+    return set(latest.values())
 
 
 def _without(tag: str, old: Entry, new: Entry) -> list[Entry]:
