@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from daemon_under_test import DaemonUnderTest
 from node_under_test import NodeUnderTest, wait_until
-from recorded_image import Place, dd, read_json, repository, touched_blocks
+from recorded_image import FILES, Place, dd, read_json, repository, touched_blocks
 
 pytestmark = pytest.mark.root
 
@@ -84,6 +84,39 @@ def test_time_counts_from_the_first_read(place: Place, node: NodeUnderTest):
         wait_until(lambda: daemon.status()["images"] == [])
     (profile,) = written(node, place)
     assert touched_blocks(profile) == [("data/small", 0)]
+
+
+def read_ahead_kb(node: NodeUnderTest) -> set[int]:
+    """What the kernel reads ahead on the trees that the daemon has mounted."""
+    records = [read_json(path) for path in (node.root / "run/daemon/devices").glob("*.json")]
+    names = [name for record in records for name in record["bdis"]]
+    return {int(Path(f"/sys/class/bdi/{name}/read_ahead_kb").read_text()) for name in names}
+
+
+def test_a_mount_that_was_recorded_gets_its_read_ahead_back(place: Place, node: NodeUnderTest):
+    with recording(node, record_seconds=0.5, read_ahead_kb=192) as daemon:
+        target = node.mount(place.app)
+        assert read_ahead_kb(node) == {0}
+        assert (target / "data/small").read_bytes() == b"ten bytes."
+        wait_until(lambda: read_ahead_kb(node) == {192})
+        wait_until(lambda: written(node, place))
+        node("umount", target)
+        wait_until(lambda: daemon.status()["images"] == [])
+
+
+def test_what_a_dead_daemon_recorded_is_lost_and_its_mount_goes_on_as_any_other(
+    place: Place, node: NodeUnderTest
+):
+    with recording(node, read_ahead_kb=192) as daemon:
+        target = node.mount(place.app)
+        assert (target / "data/small").read_bytes() == b"ten bytes."
+        daemon.kill()
+        wait_until(daemon.answers)
+        assert read_ahead_kb(node) == {192}
+        assert (target / "data/odd").read_bytes() == FILES["data/odd"]
+        node("umount", target)
+        wait_until(lambda: daemon.status()["images"] == [])
+    assert written(node, place) == []
 
 
 def test_mounts_that_share_a_device_are_one_start(place: Place, node: NodeUnderTest):
