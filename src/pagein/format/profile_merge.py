@@ -15,12 +15,12 @@ from pagein.format.profile_ranges import FileKey, Range, ranges_of
 def merge_profiles(profiles: Sequence[Profile]) -> Profile:
     """Return the union of profiles; the order of the arguments does not matter.
 
-    A range takes the earliest of its places, measured in the bytes that a start had touched before
-    it. In bytes, because times of a slow registry and of a fast one do not compare; the earliest,
-    because the start that needs it there would wait for it, while the others are held up by no
-    more than its own length. Where a file has the same path and another size, the newest profile
-    counts, and the ranges of older ones are dropped: they are of a file that was replaced. When,
-    what and of which image are the newest profile's, too.
+    Bytes take the earliest place of the touches that they are in, measured in what a start had
+    touched before. In bytes, because times of a slow registry and of a fast one do not compare; the
+    earliest, because the start that needs them there would wait for them, while the others are held
+    up by no more than their length. Where a file has the same path and another size, the newest
+    profile counts, and the ranges of older ones are dropped: they are of a file that was replaced.
+    When, what and of which image are the newest profile's, too.
 
     Raises UsageError for none, and for recordings with different read-aheads: kernels with
     another one ask for other ranges.
@@ -94,12 +94,12 @@ def _pieces(ranges: list[Range]) -> Iterator[Range]:
     earliest."""
     bounds = sorted({bound for one in ranges for bound in (one.start, one.stop)})
     waiting = sorted(ranges, reverse=True)
-    active: list[tuple[int, int, int]] = []  # (rank of the file's byte 0, at_ms, stop)
+    active: list[tuple[int, int, int]] = []  # rank, at_ms, stop: the earliest is first
     for start, stop in pairwise(bounds):
         while waiting and waiting[-1].start == start:
             one = waiting.pop()
-            heapq.heappush(active, (one.rank - one.start, one.at_ms, one.stop))
+            heapq.heappush(active, (one.rank, one.at_ms, one.stop))
         while active and active[0][2] <= start:
             heapq.heappop(active)
         if active:
-            yield Range(start, stop, active[0][0] + start, active[0][1])
+            yield Range(start, stop, *active[0][:2])
