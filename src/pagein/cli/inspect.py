@@ -50,7 +50,7 @@ def command(settings: Settings, reference: str, platform: str | None, *, as_json
     if facts.optimized_from:
         click.echo(f"made from  {facts.optimized_from} for profile {facts.profile}")
     click.echo(
-        f"layer data {show.size(facts.data_size)}, {facts.sectors} sectors"
+        f"layer data {show.size(facts.data_size)}, {facts.sectors - facts.hot_sectors} sectors"
         f" ({facts.zero_sectors} zero), {show.size(facts.stored_size)} stored"
     )
     click.echo(f"in cache   {facts.cached_sectors} of {facts.distinct_sectors} distinct sectors")
