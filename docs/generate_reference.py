@@ -18,7 +18,6 @@ from pagein.cli.main import COMMANDS, cli
 TARGET = Path(__file__).parent / "reference/cli.md"
 NOT_RUN = {
     "demo": "starts an image of a few hundred MB several times; a test of its own does",
-    "optimize": "needs a profile, which a recording makes; tests of its own write one",
     "ctr-pull": "needs containerd with pagein in it; a test of its own has one",
 }
 

@@ -25,15 +25,13 @@ def _changes(setting: str) -> Callable[[click.Context, click.Parameter, Any], No
 def _hydrate(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     if value is None:
         return
-    from pagein.store.hosts import parse_duration
-
     given = dict(word.partition("=")[::2] for word in value.replace(",", " ").split())
     unknown = set(given) - {"after", "rate"}
     if unknown:
         raise click.BadParameter(
             f"{min(unknown)!r} is neither after= nor rate=", context, parameter
         )
-    context.obj.changes["hydrate_after"] = parse_duration(given.get("after", "0"))
+    context.obj.changes["hydrate_after"] = given.get("after", "0")
     if "rate" in given:
         context.obj.changes["hydrate_rate"] = given["rate"]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from pagein.errors import UsageError
+from pagein.store.hosts import parse_duration
 
 DEFAULT_FILE = Path("/etc/pagein/config.toml")
 
@@ -40,8 +41,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """All settings. Sizes are text such as ``20GiB``; times are in seconds.
 
     ``prefetch``: what is fetched unasked once an image is mounted, its hot region or also the rest
-    of it; with ``hydrate_after`` the rest follows so many seconds after the mount. The two rates
-    are sizes a second; empty: as fast as the link is.
+    of it; with ``hydrate_after`` (a time such as ``10s``) the rest follows that long after the
+    mount. The two rates are sizes a second; empty: as fast as the link is.
 
     ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
     ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
@@ -64,7 +65,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     read_ahead_kb: int = 256
     prefetch: Literal["none", "hot", "all"] = "hot"
     prefetch_rate: str = ""
-    hydrate_after: float | None = None
+    hydrate_after: str = ""
     hydrate_rate: str = ""
     hosts_dir: str = "/etc/containerd/certs.d"
     secret_files: tuple[str, ...] = ()
@@ -90,8 +91,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("cri_image_service is the path of containerd's socket")
         parse_size(self.prefetch_rate or "0")
         parse_size(self.hydrate_rate or "0")
-        if self.hydrate_after is not None and not 0 <= self.hydrate_after <= 86400:
-            raise ValueError("hydrate_after is between 0 and 86400 seconds")
+        if self.hydrate_after:
+            parse_duration(self.hydrate_after)
         if not 0 <= self.read_ahead_kb <= 16384:
             raise ValueError("read_ahead_kb is between 0 and 16384")
         if not 0 <= self.record_starts <= 1000:
@@ -108,6 +109,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def prefetch_bytes_per_s(self) -> int | None:
         """``prefetch_rate`` in bytes a second; None: no limit."""
         return parse_size(self.prefetch_rate) if self.prefetch_rate else None
+
+    @property
+    def hydrate_after_s(self) -> float | None:
+        """``hydrate_after`` in seconds; None: never."""
+        return parse_duration(self.hydrate_after) if self.hydrate_after else None
 
     @property
     def hydrate_bytes_per_s(self) -> int | None:

@@ -7,7 +7,8 @@ kernel; a read that comes before its sector waits for it as for any other. When 
 or does what no start did that was recorded, the tree gets the read-ahead of every day.
 
 Rule 1. A start-up that fails costs speed, never a read.
-Rule 2. One thread, which begins with the first mount that needs it and ends with the image.
+Rule 2. Two threads at most, which begin with the mount: one brings sectors here, one waits for the
+start to end. Both end with the image.
 """
 
 from __future__ import annotations
@@ -95,10 +96,23 @@ class StartUp:
     def served(self, files: ServedFiles) -> None:
         """Begin: the parts can be read, though no tree is mounted yet."""
         self._files = files
-        if self._plain or not (self._streams or self._hydrates or self._raises):
+        if self._plain:
             return
+        began = time.monotonic()
+        if self._streams or self._hydrates:
+            self._begin(self._bring, began)
+        if self._raises:
+            self._begin(self._raise_read_ahead, began)
+
+    def _begin(self, work: Callable[[float], None], began: float) -> None:
+        def run() -> None:
+            try:
+                work(began)
+            except (PageinError, OSError) as error:
+                self._observer(SnapshotterProblem(f"start {self._name}", str(error)))
+
         # A daemon thread: a process that is told to end does not wait for what is a guess.
-        thread = threading.Thread(target=self._run, name=f"start {self._name}", daemon=True)
+        thread = threading.Thread(target=run, name=f"start {self._name}", daemon=True)
         with contextlib.suppress(RuntimeError):  # no thread to be had: all is read on demand
             thread.start()
 
@@ -117,23 +131,13 @@ class StartUp:
 
     @property
     def _hydrates(self) -> bool:
-        return self._config.prefetch == "all" or self._config.hydrate_after is not None
+        return self._config.prefetch == "all" or self._config.hydrate_after_s is not None
 
-    def _run(self) -> None:
-        began = time.monotonic()
-        steps: list[Callable[[], object]] = []
+    def _bring(self, began: float) -> None:
         if self._streams:
-            steps.append(self._stream)
-        if self._raises:
-            steps.append(lambda: self._raise_read_ahead(began))
+            self._stream()
         if self._hydrates:
-            steps.append(lambda: self._hydrate(began))
-        for step in steps:
-            try:
-                if not self._ended.is_set():
-                    step()
-            except (PageinError, OSError) as error:
-                self._observer(SnapshotterProblem(f"start {self._name}", str(error)))
+            self._hydrate(began)
 
     def _stream(self) -> None:
         pace = Pace(self._config.prefetch_bytes_per_s)
@@ -151,7 +155,7 @@ class StartUp:
         set_read_ahead(self._bdis, self._config.read_ahead_kb)
 
     def _hydrate(self, began: float) -> None:
-        after = 0.0 if self._config.prefetch == "all" else self._config.hydrate_after or 0.0
+        after = 0.0 if self._config.prefetch == "all" else self._config.hydrate_after_s or 0.0
         if not self._pause(max(0.0, began + after - time.monotonic())):
             return
         size = len(in_pack_order(self._image)) * self._image.sector_size
