@@ -43,7 +43,7 @@ class DelayProxy:
         self._listener = listener
         self._target = target
         self._rtt_s = rtt_s
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.SelectSelector()  # the others wait for whole milliseconds
         self._selector.register(listener, selectors.EVENT_READ)
         self._streams: dict[socket.socket, tuple[Stream, Stream]] = {}
         """By socket: the stream that is read from it, and the one that is written to it."""

@@ -172,13 +172,13 @@ def unpack_tree(name: str, out: Path) -> Path:
         below = 0
     else:
         run("cp", "-al", unpack_tree(base, out), part)
-        below = len(_layers(base, out / "layout"))
-    for layer in _layers(name, out / "layout")[below:]:
+        below = len(layers_of(base, out / "layout"))
+    for layer in layers_of(name, out / "layout")[below:]:
         _apply(layer, part)
     return part.rename(tree)
 
 
-def _layers(name: str, layout: Path) -> list[Path]:
+def layers_of(name: str, layout: Path) -> list[Path]:
     """Return the files of an image's layers, lowest first."""
     index = json.loads((layout / "index.json").read_text())
     digest = next(

@@ -15,9 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 WEB_APP = """\
+import signal
+import sys
+
 from flask import Flask, jsonify
 
 app = Flask(__name__)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the first process of a container needs one
 
 
 @app.get("/health")
@@ -32,6 +36,7 @@ NODE_SERVER = """\
 const app = require('express')();
 app.get('/health', (request, answer) => answer.json({status: 'ready'}));
 app.listen(20082, '127.0.0.1', () => console.log('listening'));
+process.on('SIGTERM', () => process.exit(0));
 """
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n'
 HELLO_JAVA = """\
