@@ -68,8 +68,10 @@ class ContainerdPull:
 
     def missing(self, stage: Stage, workload: Workload) -> str | None:
         """Say why it cannot run here."""
-        del stage, workload
-        return None if shutil.which("containerd") else "containerd is not installed"
+        if shutil.which("containerd") is None:
+            return "containerd is not installed"
+        stage.published.plain(workload.image, stage.network.registry.host)
+        return None
 
     def start(self, stage: Stage, workload: Workload) -> Record:
         """Pull and run with an empty containerd."""
