@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagein.cli import show
-from pagein.cli.options import json_option
+from pagein.cli.optimize import as_values as as_optimized
+from pagein.cli.optimize import tell as tell_optimized
+from pagein.cli.options import hot_level_option, json_option, profile_option
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ def as_values(published: Published) -> dict[str, Any]:
         facts["stages"] = {str(stage): seconds for stage, seconds in facts["stages"].items()}
         facts["source"] = str(image.source)
         facts["platform"] = str(image.platform) if image.platform else None
+        facts["optimized"] = as_optimized(image.optimized) if image.optimized else None
         images.append(facts)
     return {"images": images, "bound": str(published.bound) if published.bound else None}
 
@@ -48,6 +52,8 @@ def tell(image: PublishedImage) -> None:
         f"  {len(converted.packs)} packs of {show.size(converted.pack_size)}"
         f" ({show.size(sent)} sent), index of {show.size(converted.index_size)}"
     )
+    if image.optimized is not None:
+        tell_optimized(image.optimized)
 
 
 @click.command()
@@ -60,6 +66,8 @@ def tell(image: PublishedImage) -> None:
               help="A power of two, 256KiB to 16MiB.")  # fmt: skip
 @click.option("--level", default=3, show_default=True, help="zstd level, 1 to 22.")
 @click.option("--jobs", default=0, metavar="N", help="Threads (default: one a core).")
+@profile_option(required=False)
+@hot_level_option
 @json_option
 @click.pass_obj
 def command(
@@ -71,6 +79,8 @@ def command(
     sector_size: str,
     level: int,
     jobs: int,
+    profiles: tuple[Path, ...],
+    hot_level: int,
     *,
     bind: bool,
     as_json: bool,
@@ -78,7 +88,8 @@ def command(
     """Convert the image SRC and publish index, packs and artifact manifest.
 
     They go beside SRC, or to DST (docker://... or oci:DIR:TAG; its tag names the artifact). The
-    source image is not touched. Run again, it sends only what is not there yet.
+    source image is not touched. Run again, it sends only what is not there yet. With --profile the
+    result is optimized at once: see `pagein optimize`.
 
     \b
     pagein convert registry:5000/app:v1
@@ -89,8 +100,10 @@ def command(
     from pagein.daemon.config import parse_size
     from pagein.daemon.conversion import CountedProgress
     from pagein.daemon.images import absolute_name
+    from pagein.daemon.optimizing import read_profiles
     from pagein.errors import UsageError
 
+    profile = read_profiles(profiles) if profiles else None
     images, node = settings.images, settings.images.node
     source_name = absolute_name(source)
     target_name = absolute_name(destination) if destination else source_name
@@ -107,6 +120,8 @@ def command(
             tag=tag or (target_name.tag if destination else None),
             bind=source_name.tag if bind else None,
             progress=CountedProgress(update),
+            profile=profile,
+            hot_level=hot_level,
         )
     if as_json:
         show.as_json(as_values(published))

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, Final
 
 from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
+from pagein.format.media import OPTIMIZED_FROM
 from pagein.store.atomic import replacing, write_all, write_durably
-from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
+from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, referring
 from pagein.store.repository import ManifestBlob, Progress, no_progress
 from pagein.store.verified import read_verified, verified_reader
 from pagein.types import Buffer, ByteRange, Digest
@@ -116,16 +117,14 @@ class LayoutRepository:
         return data
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
-        """Digests of the manifests in index.json whose subject is ``subject``, newest last."""
+        """Digests of the manifests in index.json whose subject is ``subject``, newest last, but
+        optimized ones behind all others."""
         try:
             candidates = self._listing().artifacts(artifact_type)
         except NotFoundError:
             return []
-        return [
-            digest
-            for digest in candidates
-            if subject_of(self.read_blob(digest, limit=MAX_MANIFEST)) == str(subject)
-        ]
+        manifests = {one: self.read_blob(one, limit=MAX_MANIFEST) for one in candidates}
+        return referring(manifests, subject)
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are, in order of index.json."""
@@ -169,6 +168,8 @@ class LayoutRepository:
         }
         if document.get("artifactType"):
             entry["artifactType"] = document["artifactType"]
+        if plain := (document.get("annotations") or {}).get(OPTIMIZED_FROM):
+            entry["annotations"] = {OPTIMIZED_FROM: plain}
         with self._writing(), self._locked():
             self._write_listing(self._listing().adding(entry, tag=tag))
 
