@@ -97,9 +97,7 @@ class Published:
             until = ["--until", ready.url] if isinstance(ready, Answers) else \
                     ["--until-log", ready.pattern]  # fmt: skip
         reference = f"{host}/plain/{image}:latest"
-        self._pagein(
-            host, "record", reference, "-o", str(profile), *until, "--", *workload.args
-        )
+        self._pagein(host, "record", reference, "-o", str(profile), *until, "--", *workload.args)
 
     def _pagein(self, host: str, *words: str) -> None:
         command = [*PAGEIN, "--registry-http", host, *words]
