@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from cells import Record
 from pagein.daemon import mounts
 from pagein.daemon.paths import Paths

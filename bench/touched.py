@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import zstandard
+
 from harness import RESULTS
 from pagein.format.profile import decode_profile
 
