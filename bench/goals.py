@@ -1,4 +1,4 @@
-"""What was to be reached, and whether it was, from the saved cells of the cold starts and shares."""
+"""What was to be reached, and whether it was, from the saved cells of starts and shares."""
 
 from __future__ import annotations
 

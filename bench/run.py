@@ -2,8 +2,8 @@
 
     python bench/run.py [--images DIR] [--runs 5] [--quick] [--tables-only]
 
-Builds the images first where they are not there yet: 4 GB of downloads, 25 GB of disk. The sweeps go
-on where they were interrupted. --quick runs the small images and the sweeps once, in 10 minutes.
+Builds the images first where they are not there yet: 4 GB of downloads, 25 GB of disk. The sweeps
+go on where they were interrupted. --quick runs the small images and the sweeps once, in 10 minutes.
 """
 
 from __future__ import annotations

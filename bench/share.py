@@ -1,4 +1,4 @@
-"""How much of an image is read: lazily, after a start, against containerd's pull and the same reads.
+"""How much of an image is read: lazily after a start, against containerd with the same reads.
 
     python bench/share.py --image scipy --links 1000/5 --shares 1 10 25 50 80 100
 

@@ -61,9 +61,7 @@ def command(
     click.echo(f"ratio      {slow / fast:.1f} x")
 
 
-def _start(
-    kind: str, settings: Settings, name: str, words: tuple[str, ...], folder: Path
-) -> float:
+def _start(kind: str, settings: Settings, name: str, words: tuple[str, ...], folder: Path) -> float:
     """Start once with nothing at hand; return the seconds to the first output."""
     from pagein.testing.cold_start import drop_caches, time_start
 
