@@ -123,7 +123,7 @@ def test_bench_times_both_starts_of_a_converted_image_in_turn(
     layout: LayoutRepository, tmp_path: Path
 ) -> None:
     copy = tmp_path / "layout"
-    shutil.copytree(str(layout).removeprefix("oci:"), copy)
+    shutil.copytree(layout.name.removeprefix("oci:"), copy)
     pagein = [sys.executable, "-m", "pagein"]
     env = os.environ | {"PAGEIN_ROOT": str(tmp_path / "root"), "TMPDIR": str(tmp_path)}
     subprocess.run([*pagein, "convert", "--bind", f"oci:{copy}:latest"], check=True, env=env)
