@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +45,28 @@ class Pack:
 
 
 class SectorShelf:
-    """Every sector of one conversion: a sector met again is not stored again."""
+    """Every sector of one conversion: a sector met again is not stored again.
 
-    def __init__(self, sector_size: int) -> None:
+    Nor is one that ``base`` has: the rows of artifacts whose packs the destination holds.
+    """
+
+    def __init__(self, sector_size: int, base: Mapping[Digest, SectorRef] | None = None) -> None:
         self.sector_size = sector_size
+        self._base = base or {}
         self.zero = Digest.of(bytes(sector_size))
         self.locations: dict[Digest, Location] = {}
         self._refs: dict[Digest, SectorRef] = {
             self.zero: SectorRef(self.zero, sector_size, Encoding.ZERO)
         }
 
+    def __contains__(self, digest: Digest) -> bool:
+        """Whether the sector is stored already."""
+        return digest in self.locations or digest in self._base
+
     def ref(self, digest: Digest, packs: list[Digest]) -> SectorRef:
         """Row of the sector table, once the digests of the packs are known."""
+        if digest in self._base and digest != self.zero:
+            return self._base[digest]
         if digest not in self._refs:
             at = self.locations[digest]
             self._refs[digest] = SectorRef(
@@ -130,7 +140,7 @@ class PackWriter:
             digest = Digest.of(data)
         # What the converting thread adds meanwhile is looked up again when this is appended; here
         # it only saves work.
-        if digest in self._shelf.locations:
+        if digest in self._shelf:
             return _Encoded(digest, Encoding.RAW, None)
         with self._pool.cpu(Stage.ENCODE_CPU):
             encoding, payload = encode_sector(data, level=self._level)
@@ -140,7 +150,7 @@ class PackWriter:
 
     def _append(self, sector: _Encoded) -> None:
         self.digests.append(sector.digest)
-        if sector.payload is None or sector.digest in self._shelf.locations:
+        if sector.payload is None or sector.digest in self._shelf:
             return
         view = memoryview(sector.payload)
         at = Location(self._number, sector.encoding, self._size, len(view))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pagein.build.base import BaseWish, find_base
 from pagein.build.convert import convert
 from pagein.build.pack import OnSector
-from pagein.build.report import Converted, ConvertOptions, ConvertProgress
+from pagein.build.report import Converted, ConvertOptions, ConvertProgress, Reused
+from pagein.build.reuse import find_converted
 from pagein.errors import FormatError, NotFoundError, UsageError
 from pagein.format.manifest import (
     Artifact,
@@ -22,10 +24,12 @@ from pagein.format.manifest import (
 from pagein.format.media import OCI_INDEX
 from pagein.format.platforms import Platform
 from pagein.store.repository import ManifestBlob, Repository, WritableRepository
-from pagein.store.resolve import choose, platform_images
+from pagein.store.resolve import SourceImage, choose, platform_images
 from pagein.types import Digest
 
 _CONFIG_LIMIT = 4 << 20
+_ANY = Platform("linux", "amd64")
+"""Stands for the platform of an image whose index entry names none, when versions are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class PublishedImage:
 
     source: Digest
     platform: Platform | None
-    converted: Converted
+    converted: Converted | Reused
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,16 @@ def publish(
     platform: Platform | None = None,
     tag: str | None = None,
     bind: str | None = None,
+    base: BaseWish = (),
+    force: bool = False,
     progress: ConvertProgress | None = None,
     on_sector: OnSector | None = None,
     announce: Callable[[Platform | None], None] | None = None,
 ) -> Published:
     """Convert what ``reference`` names, and publish it to ``destination``.
 
+    An image whose artifact is there is not converted again, unless ``force`` says so. ``base`` is
+    what conversions build on.
     ``platform`` chooses from an image index; None converts each image there is. ``tag`` names the
     one artifact. ``bind`` is a tag of ``destination``, rewritten as an index of the source's
     manifests and the artifacts: it must hold the source. ``announce`` is called before each image.
@@ -78,29 +86,53 @@ def publish(
             f"one tag cannot name the artifacts of {len(chosen)} images",
             hint="choose one platform, or bind the artifacts to the image's own tag",
         )
+    options = options or ConvertOptions()
     images = []
-    for described, blob, manifest in chosen:
+    for described, image in chosen:
         if announce is not None:
             announce(described.platform)
-        converted = convert(
-            source,
-            manifest,
-            blob,
-            destination,
-            options,
-            tag=tag,
-            progress=progress,
-            on_sector=on_sector,
-        )
-        images.append(PublishedImage(blob.digest, described.platform, converted))
+        converted: Converted | Reused | None = None
+        if not force:
+            converted = _reuse(destination, image, options.sector_size, tag)
+        if converted is None:
+            builds_on = find_base(
+                base,
+                destination,
+                image,
+                described.platform or platform or _ANY,
+                sector_size=options.sector_size,
+                tag=tag,
+            )
+            converted = convert(
+                source,
+                image.manifest,
+                image.blob,
+                destination,
+                options,
+                base=builds_on,
+                tag=tag,
+                progress=progress,
+                on_sector=on_sector,
+            )
+        images.append(PublishedImage(image.blob.digest, described.platform, converted))
     bound = None
     if bind is not None:
-        described_images = [described for described, _, _ in chosen]
+        described_images = [described for described, _ in chosen]
         bound = _bind(destination, bind, top, parsed, described_images, images)
     return Published(tuple(images), bound)
 
 
-_Chosen = list[tuple[Descriptor, ManifestBlob, ImageManifest]]
+_Chosen = list[tuple[Descriptor, SourceImage]]
+
+
+def _reuse(
+    destination: WritableRepository, image: SourceImage, sector_size: int, tag: str | None
+) -> Reused | None:
+    """Return the artifact that the image has, under the name ``tag``; None where it has none."""
+    found = find_converted(destination, image, sector_size=sector_size)
+    if found is not None and tag is not None:
+        destination.put_manifest(destination.manifest(found.artifact), tag=tag)
+    return found
 
 
 def _choose(
@@ -122,7 +154,7 @@ def _choose(
             size=len(top.data),
             platform=config.platform,
         )
-        return [(described, top, parsed)]
+        return [(described, SourceImage(top, parsed))]
     entries = platform_images(parsed) if platform is None else [choose(parsed, platform)]
     if not entries:
         raise NotFoundError(f"the image index in {source.name} lists no image")
@@ -132,7 +164,7 @@ def _choose(
         manifest = parse_manifest(blob.data, blob.media_type)
         if not isinstance(manifest, ImageManifest):
             raise FormatError(f"{entry.digest} in {source.name} is not an image manifest")
-        chosen.append((entry, blob, manifest))
+        chosen.append((entry, SourceImage(blob, manifest, parsed)))
     return chosen
 
 

@@ -142,11 +142,14 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """One pack: what it is, for which layer, and whether its bytes had to be sent."""
+    """One pack: what it is, for which layer, and whether its bytes had to be sent.
+
+    ``layer``: None for a pack that was there before the conversion.
+    """
 
     digest: Digest
     size: int
-    layer: Digest
+    layer: Digest | None
     sent: bool
 
 
@@ -156,6 +159,7 @@ class Converted:
 
     ``content_size``: regular files of all layers, uncompressed. ``files``: regular files met in the
     layers. ``sectors``: rows of the sector table; ``stored_sectors``: different ones, no zeros.
+    ``reused_size``: stored bytes of those that are in packs of a base.
     """
 
     artifact: Digest
@@ -169,6 +173,7 @@ class Converted:
     files: int
     sectors: int
     stored_sectors: int
+    reused_size: int
     seconds: float
     stages: dict[Stage, float] = field(default_factory=dict)
 
@@ -176,3 +181,15 @@ class Converted:
     def pack_size(self) -> int:
         """Stored bytes of all packs."""
         return sum(pack.size for pack in self.packs)
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """An artifact of the image that was there already, so that nothing was converted."""
+
+    artifact: Digest
+    artifact_size: int
+    index: Digest
+    packs: tuple[PackReport, ...]
+    index_size: int
+    sectors: int

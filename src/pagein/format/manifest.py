@@ -83,6 +83,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     index: Descriptor
     packs: tuple[Descriptor, ...]
     subject: Descriptor | None
+    annotations: dict[str, str] = {}
 
 
 class _Process(msgspec.Struct, frozen=True, rename="pascal"):
@@ -232,7 +233,12 @@ def _artifact(manifest: ImageManifest) -> Artifact:
             "a pagein artifact must hold one index and then packs", field="layers",
             hint="it may be of a later format; use a newer pagein",
         )  # fmt: skip
-    return Artifact(index=manifest.layers[0], packs=manifest.layers[1:], subject=manifest.subject)
+    return Artifact(
+        index=manifest.layers[0],
+        packs=manifest.layers[1:],
+        subject=manifest.subject,
+        annotations=manifest.annotations,
+    )
 
 
 def parse_artifact(data: bytes) -> Artifact:

@@ -9,6 +9,8 @@ MEDIA_PACK: Final = "application/vnd.pagein.pack.v1"
 ARTIFACT_TYPE: Final = "application/vnd.pagein.image.v1"
 SERVES: Final = "vnd.pagein.serves"
 """Annotation of an artifact's entry in an image index: the digest of the manifest it serves."""
+OPTIMIZED_FROM: Final = "vnd.pagein.optimized-from"
+"""Annotation of an artifact with a hot region: the digest of the artifact it was made from."""
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"

@@ -93,6 +93,18 @@ class SingleImage(Protocol):
         ...
 
 
+@runtime_checkable
+class BlobTaker(Protocol):
+    """A place that may take a blob from another one without its bytes passing through here."""
+
+    def take_blob(self, digest: Digest, place: Repository, /) -> bool:
+        """Take a blob that ``place`` holds; False where that cannot be: store it instead.
+
+        Raises NotFoundError, RemoteError.
+        """
+        ...
+
+
 class WritableRepository(Repository, Protocol):
     """A repository that can be pushed to. Every write is whole or absent."""
 
