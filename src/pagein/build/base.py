@@ -3,13 +3,13 @@
 Rule 1. A base is a function of the base artifacts named, in their order, and of nothing else.
 Rule 2. A pack counts only where the destination holds it, or takes it from its own registry.
 Rule 3. Nothing of a base is believed but where a sector lies: a row that lies makes a read fail,
-        as each sector is hashed before its use.
+        as each sector is hashed before its use. What a sector holds is read from its bytes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,9 +17,13 @@ from typing import Final
 
 from pagein.engine.nearest import nearest_tags
 from pagein.errors import FormatError, NotFoundError, RemoteError, UsageError
+from pagein.format.erofs.read import read_tree
 from pagein.format.index import Index
-from pagein.format.manifest import MAX_LAYERS, Descriptor
+from pagein.format.manifest import MAX_LAYERS, Descriptor, parse_artifact
+from pagein.format.media import OPTIMIZED_FROM
 from pagein.format.platforms import Platform
+from pagein.format.tree import Flat, Node, walk
+from pagein.store.pack import PackSource
 from pagein.store.repository import BlobTaker, Repository, WritableRepository
 from pagein.store.resolve import (
     FoundArtifact,
@@ -29,7 +33,8 @@ from pagein.store.resolve import (
     load_index,
     resolve,
 )
-from pagein.types import Digest, SectorRef
+from pagein.store.retrying import RetryingSource
+from pagein.types import BLOCK_SIZE, Digest, Sector, SectorRef
 
 MAX_BASE_PACKS: Final = 64
 """Packs of bases that an artifact may use. Each version of an image adds a pack; the limit keeps
@@ -65,11 +70,30 @@ BaseWish = PreviousBase | tuple[NamedBase, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """The sector that holds a small file, and the file's size in bytes."""
+
+    sector: Digest
+    size: int
+
+
+def _read_nothing(ref: SectorRef) -> Sector:
+    raise NotFoundError(f"no sector {ref.digest} without a base")
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
-    """Where sectors are stored already, and the packs they are in."""
+    """Where sectors are stored already, and the packs they are in.
+
+    ``sectors`` has those that hold small files: offset and size (bytes) of each. ``homes`` has the
+    same by path, its parts joined by NUL. ``read`` fetches a sector, from any thread.
+    """
 
     rows: Mapping[Digest, SectorRef] = field(default_factory=dict)
     packs: Mapping[Digest, Descriptor] = field(default_factory=dict)
+    sectors: Mapping[Digest, Mapping[int, int]] = field(default_factory=dict)
+    homes: Mapping[bytes, Home] = field(default_factory=dict)
+    read: Callable[[SectorRef], Sector] = _read_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +101,17 @@ class _Part:
     place: Repository
     found: FoundArtifact
     index: Index
+    tree: Node
+
+    @classmethod
+    def load(cls, place: Repository, found: FoundArtifact) -> _Part:
+        """Read an artifact; of an optimized one what it was made from, where hot files are flat."""
+        plain = found.artifact.annotations.get(OPTIMIZED_FROM)
+        if plain is not None:
+            blob = place.manifest(Digest.parse(plain))
+            found = FoundArtifact(blob.digest, parse_artifact(blob.data), blob.data)
+        index = load_index(place, found)
+        return cls(place, found, index, read_tree(index.metadata))
 
 
 def find_base(
@@ -111,13 +146,13 @@ def _named(base: NamedBase, platform: Platform, sector_size: int) -> _Part:
         raise NotFoundError(
             f"{what} has not been converted", hint="convert it first, or --base none"
         )
-    index = load_index(base.repository, found)
-    if index.sector_size != sector_size:
+    part = _Part.load(base.repository, found)
+    if part.index.sector_size != sector_size:
         raise UsageError(
-            f"{what} has sectors of {index.sector_size} bytes, not {sector_size}",
-            hint=f"--sector-size {index.sector_size}, or --base none",
+            f"{what} has sectors of {part.index.sector_size} bytes, not {sector_size}",
+            hint=f"--sector-size {part.index.sector_size}, or --base none",
         )
-    return _Part(base.repository, found, index)
+    return part
 
 
 def _previous(
@@ -145,7 +180,7 @@ def _previous(
         with suppress(NotFoundError, RemoteError, FormatError):
             found = one.artifact or (one.source and find_artifact(destination, one.source))
             if found:
-                yield _Part(destination, found, load_index(destination, found))
+                yield _Part.load(destination, found)
 
 
 def _subject(one: Resolved) -> Digest | None:
@@ -165,11 +200,11 @@ def _likeness(one: Resolved, layers: Mapping[Digest, int]) -> int:
 def _join(parts: Sequence[_Part], destination: WritableRepository, limit: int) -> Base:
     rows: dict[Digest, SectorRef] = {}
     packs: dict[Digest, Descriptor] = {}
-    homes: dict[Digest, Repository] = {}
+    places: dict[Digest, Repository] = {}
     for part in parts:
         for pack in part.found.artifact.packs:
             packs.setdefault(pack.digest, pack)
-            homes.setdefault(pack.digest, part.place)
+            places.setdefault(pack.digest, part.place)
         for ref in part.index.sectors[part.index.hot_sectors :]:
             if ref.pack is not None:
                 rows.setdefault(ref.digest, ref)
@@ -178,11 +213,40 @@ def _join(parts: Sequence[_Part], destination: WritableRepository, limit: int) -
         assert ref.pack is not None
         used[ref.pack] += ref.stored
     chosen = sorted(used, key=lambda pack: (-used[pack], pack))[:limit]
-    held = {pack for pack in chosen if _is_there(pack, destination, homes[pack])}
+    held = {pack for pack in chosen if _is_there(pack, destination, places[pack])}
+    rows = {digest: ref for digest, ref in rows.items() if ref.pack in held}
+    sectors: dict[Digest, dict[int, int]] = {digest: {} for digest in rows}
+    homes: dict[bytes, Home] = {}
+    for part in parts:
+        _note_small_files(part, sectors, homes)
+    sources = {pack: RetryingSource(PackSource(places[pack])) for pack in held}
+
+    def read(ref: SectorRef) -> Sector:
+        assert ref.pack is not None
+        return sources[ref.pack].get(ref)
+
     return Base(
-        {digest: ref for digest, ref in rows.items() if ref.pack in held},
+        rows,
         {pack: packs[pack] for pack in packs if pack in held},
+        {digest: extents for digest, extents in sectors.items() if extents},
+        homes,
+        read,
     )
+
+
+def _note_small_files(
+    part: _Part, sectors: dict[Digest, dict[int, int]], homes: dict[bytes, Home]
+) -> None:
+    """Add the files of an artifact that lie in one of ``sectors``, and take less than all of it."""
+    size = part.index.sector_size
+    for path, node in walk(part.tree):
+        if not isinstance(node.layout, Flat) or not 0 < node.size < size:
+            continue
+        row, offset = divmod(node.layout.block * BLOCK_SIZE, size)
+        sector = part.index.sectors[row].digest if row < len(part.index.sectors) else None
+        if sector in sectors and offset + node.size <= size:
+            sectors[sector].setdefault(offset, node.size)
+            homes.setdefault(path.replace(b"/", b"\0"), Home(sector, node.size))
 
 
 def _is_there(pack: Digest, destination: WritableRepository, home: Repository) -> bool:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.build.adopt import Adoption
 from pagein.build.base import Base
 from pagein.build.body import Body
 from pagein.build.layer import LayerReader, layer_entries
@@ -172,7 +173,7 @@ class _Conversion:
             ):
                 reader.read(entries, self._merger)
             with self._clock.stage(Stage.PLACE):
-                reader.place()
+                reader.place(Adoption(self._base, spool, pool, self._options.sector_size))
             self._counts.files += reader.files
             self._counts.content_size += reader.content_size
             return writer.finish()
@@ -210,6 +211,8 @@ class _Conversion:
         own = {pack.digest for pack in packs}
         based = [self._base.packs[pack] for pack in index.packs if pack not in own]
         packs += tuple(PackReport(pack.digest, pack.size, None, sent=False) for pack in based)
+        order = {pack: position for position, pack in enumerate(index.packs)}
+        packs = tuple(sorted(packs, key=lambda pack: order[pack.digest]))
         subject = Descriptor(
             media_type=self._blob.media_type, digest=self._blob.digest, size=len(self._blob.data)
         )

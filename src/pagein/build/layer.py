@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from pagein.build.adopt import Adoption
 from pagein.build.body import Body, LargeFile
 from pagein.build.pack import PackWriter
 from pagein.build.report import Stage, StageClock
@@ -126,13 +127,13 @@ class LayerReader:
                 self._spool.add(place_key(entry.path), node, whole_file(entry, node.size))
         merger.end_layer()
 
-    def place(self) -> None:
+    def place(self, adoption: Adoption) -> None:
         """Give every file of the layer its address, and finish the sectors."""
         spooled = self._spool.finish()
         self._writer.drain()
         large = len(self._writer.digests)
         self._body.place_large(self._large, self._writer.digests)
-        self._body.place_small(spooled, self._spool, self._writer)
+        self._body.place_small(spooled, self._spool, self._writer, adoption)
         self._writer.drain()
         self._body.end_layer(self._writer.digests[large:])
 

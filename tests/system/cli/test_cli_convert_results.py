@@ -237,7 +237,7 @@ def sends(proxy: CountingProxy) -> list[str]:
     return [one.path for one in proxy.asked("/blobs/uploads/$") if one.method == "POST"]
 
 
-def test_a_second_conversion_sends_nothing_but_the_manifest(
+def test_a_second_conversion_asks_six_things_and_sends_nothing(
     site: Site, node: NodeUnderTest, proxy: CountingProxy, fresh: Fresh
 ) -> None:
     reference = fresh("twice").replace(site.registry.host, proxy.host)
@@ -247,7 +247,15 @@ def test_a_second_conversion_sends_nothing_but_the_manifest(
     proxy.forget()
     second = convert(NodeUnderTest(node.target()), reference)["images"][0]
     assert second["artifact"] == first["artifact"]
-    assert not any(pack["sent"] for pack in second["packs"])
+    assert second["reused"]
+    assert [one.method for one in proxy.asked() if one.path != "/v2/"] == ["GET"] * 6, (
+        "the image, its configuration, referrers by API and by tag, the artifact, its index"
+    )
+    proxy.forget()
+    third = convert(node, "--force", reference)["images"][0]
+    assert third["artifact"] == first["artifact"]
+    assert not third["reused"]
+    assert not any(pack["sent"] for pack in third["packs"])
     assert {one.method for one in proxy.asked("/blobs/uploads/")} == set()
     assert [one.method for one in proxy.asked("/manifests/") if one.method == "PUT"] != []
 
