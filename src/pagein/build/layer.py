@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from pagein.build.adopt import Adoption
+from pagein.build.ahead import Ahead
 from pagein.build.body import Body, LargeFile
 from pagein.build.pack import PackWriter
 from pagein.build.report import Stage, StageClock
@@ -76,13 +77,13 @@ def layer_entries(
     stored = io.BufferedReader(seen, _READ_BYTES)
     unpacked = open_decompressed(stored, media_type)
     digest = hashlib.sha256()
-    content = io.BufferedReader(
-        _Metered(unpacked.readinto, clock, Stage.DECOMPRESS, digest.update), _READ_BYTES
-    )
-    yield read_entries(content)
-    # What follows a tar's end mark, or a compressed stream, counts for the digests too.
-    while content.read(_READ_BYTES):
-        pass
+    inflated = _Metered(unpacked.readinto, clock, Stage.DECOMPRESS, digest.update)
+    with Ahead(inflated.readinto, clock) as ahead:
+        content = io.BufferedReader(ahead, _READ_BYTES)
+        yield read_entries(content)
+        # What follows a tar's end mark, or a compressed stream, counts for the digests too.
+        while content.read(_READ_BYTES):
+            pass
     while stored.read(_READ_BYTES):
         pass
     found = Digest(digest.hexdigest())

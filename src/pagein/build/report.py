@@ -22,17 +22,19 @@ DEFAULT_LEVEL = 3
 class Stage(StrEnum):
     """Where the time of a conversion goes.
 
-    The first group is time on the converting thread and adds up to the whole; the ``*_CPU`` group
-    is processor time on the pool's threads beside it.
+    The first group is time on the converting thread and adds up to the whole, but for what it reads
+    before the first layer. The second is time on the thread that reads layers, the ``*_CPU`` group
+    processor time on the pool's threads, both beside it.
     """
 
-    READ = "read source"
-    DECOMPRESS = "decompress"
+    SOURCE_WAIT = "wait for the source"
     TREE = "tar and tree"
     WAIT = "wait for the pool"
     PLACE = "place files"
     METADATA = "metadata and index"
     UPLOAD = "wait for upload"
+    READ = "reader: read source"
+    DECOMPRESS = "reader: decompress"
     SPOOL_CPU = "pool: small files"
     HASH_CPU = "pool: hash sectors"
     ENCODE_CPU = "pool: compress sectors"
