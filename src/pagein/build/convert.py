@@ -138,7 +138,7 @@ class _Conversion:
             pool = owned.enter_context(Pool(self._options.threads, self._clock))
             for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
                 self._progress.note(f"layer {number} of {len(layers)}")
-                pack = self._convert_layer(layer, diff_id, scratch, pool)
+                pack = self._convert_layer(layer, diff_id, scratch, pool, uploads)
                 if pack is not None:
                     self._packs.append(pack.digest)
                     uploads.add(pack, layer.digest)
@@ -149,7 +149,7 @@ class _Conversion:
             return self._publish(index, data, packs, tag, start)
 
     def _convert_layer(
-        self, layer: Descriptor, diff_id: Digest, scratch: Path, pool: Pool
+        self, layer: Descriptor, diff_id: Digest, scratch: Path, pool: Pool, uploads: Uploader
     ) -> Pack | None:
         number = len(self._packs)
         with (
@@ -161,6 +161,7 @@ class _Conversion:
                 pool,
                 level=self._options.level,
                 on_sector=self._on_sector,
+                on_large=uploads.begin,
             ) as writer,
         ):
             reader = LayerReader(self._body, spool, writer)

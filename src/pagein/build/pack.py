@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.build.growing import GrowingPack
 from pagein.build.pool import InOrder, Pool
 from pagein.build.report import Stage
 from pagein.format.codec import encode_sector
@@ -15,7 +16,13 @@ from pagein.types import Buffer, Digest, Encoding, Sector, SectorRef
 OnSector = Callable[[Sector], None]
 """Gets the uncompressed bytes of a sector met for the first time, on any of the pool's threads."""
 
+OnLarge = Callable[[GrowingPack], None]
+"""Gets a pack that became so large that it is worth sending before it is finished."""
+
 _IN_FLIGHT_BYTES = 192 << 20
+
+_LARGE = 64 << 20
+"""Bytes of a pack that are worth sending before one can ask whether the registry has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,10 @@ class PackWriter:
         *,
         level: int,
         on_sector: OnSector | None,
+        on_large: OnLarge,
     ) -> None:
+        self._growing = GrowingPack(path)
+        self._on_large = on_large
         self._path = path
         self._number = number
         self._shelf = shelf
@@ -110,6 +120,7 @@ class PackWriter:
 
     def __exit__(self, *_: object) -> None:
         self._work.abandon()
+        self._growing.abandon()
         self._file.close()
 
     def add(self, data: Callable[[], Buffer]) -> int:
@@ -129,7 +140,9 @@ class PackWriter:
         if not self._size:
             self._path.unlink()
             return None
-        return Pack(self._path, Digest(self._hash.hexdigest()), self._size)
+        pack = Pack(self._path, Digest(self._hash.hexdigest()), self._size)
+        self._growing.finish(pack.digest)
+        return pack
 
     def _encode(self, data: Buffer) -> _Encoded:
         """On the pool: name the sector, and compress it unless it is stored already."""
@@ -158,4 +171,7 @@ class PackWriter:
             view = view[self._file.write(view) :]
         self._hash.update(sector.payload)
         self._size += at.stored
+        self._growing.grew(self._size)
+        if self._size - at.stored < _LARGE <= self._size:
+            self._on_large(self._growing)
         self._shelf.locations[sector.digest] = at
