@@ -39,6 +39,7 @@ def main() -> None:
         bench("device_reads.py", "--rounds", str(arguments.runs))
         bench("fetch_path.py", *runs)
         bench("convert.py", "--image", f"{arguments.images}/layout:torch-cuda", "--jobs", "2")
+        bench("versions.py", *images)
         bench("command.py", *images)
     write_tables()
 

@@ -79,7 +79,8 @@ class ConvertOptions:
 
 
 class ConvertProgress(Protocol):
-    """Watches a conversion. Called from the converting and the uploading thread; must not block."""
+    """Watches a conversion. Called from the converting thread and the one that reads layers; must
+    not block."""
 
     def start(self, total: int) -> None:
         """The source's layers have ``total`` stored bytes."""
