@@ -124,9 +124,12 @@ class Adoption:
             data = memoryview(self._base.read(self._base.rows[sector]).data)
         except (NotFoundError, FormatError):
             return None
+        offsets: dict[bytes, int] = {}
+        reached = 0
         with self._pool.cpu(Stage.HASH_CPU):
-            offsets = {
-                hashlib.sha256(data[at : at + size]).digest(): at
-                for at, size in self._base.sectors[sector].items()
-            }
+            for at, size in sorted(self._base.sectors[sector].items()):
+                # Files of a hostile base may lie across each other, a thousand to a sector.
+                if at >= reached:
+                    offsets[hashlib.sha256(data[at : at + size]).digest()] = at
+                    reached = at + size
         return Adopted(sector, offsets)

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, Final
 
 from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
-from pagein.store.atomic import replacing, write_all, write_durably
+from pagein.store.atomic import naming_later, replacing, temporary_beside, write_all, write_durably
 from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
-from pagein.store.repository import ManifestBlob, Progress, no_progress
+from pagein.store.repository import GrowingBlob, ManifestBlob, Progress, no_progress
 from pagein.store.verified import read_verified, verified_reader
 from pagein.types import Buffer, ByteRange, Digest
 
@@ -157,6 +157,22 @@ class LayoutRepository:
             if hasher.hexdigest() != digest.hex:
                 raise FormatError(f"the bytes are not those of {digest}", field="digest")
         return True
+
+    def put_growing(self, blob: GrowingBlob, /) -> None:
+        """Store a blob as it is made. Raises FormatError if the bytes are not the digest's."""
+        with self._writing():
+            self._create()
+            hasher, at = hashlib.sha256(), 0
+            temporary = temporary_beside(self._path / "blobs" / "sha256" / "growing")
+            with naming_later(temporary, mode=0o644) as target:
+                while piece := blob.read(at, _PIECE):
+                    hasher.update(piece)
+                    write_all(target.descriptor, piece)
+                    at += len(piece)
+                digest = blob.digest()
+                if hasher.hexdigest() != digest.hex:
+                    raise FormatError(f"the bytes are not those of {digest}", field="digest")
+                target.path = self._blob(digest)
 
     def put_manifest(self, manifest: ManifestBlob, /, *, tag: str | None = None) -> None:
         """Store a manifest, and list it in index.json: under a tag, or without a name."""

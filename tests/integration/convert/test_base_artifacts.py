@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -195,6 +196,46 @@ def test_a_base_with_a_damaged_pack_costs_bytes_and_no_file_is_wrong(
     done = converted(layout, "v3", base=PreviousBase("v3"))
     assert done.reused_size == 0
     assert len(contents(extract(layout.path, done, tmp_path / "out"))) == 300
+
+
+def some_files(chance: random.Random, names: list[str]) -> dict[str, bytes]:
+    sizes = (1, 4096, 9000, 60_000, 130_000, SECTOR - 1, SECTOR + 7)
+    return {
+        name: noise(chance.random(), chance.choices(sizes, (9, 9, 9, 4, 2, 1, 1))[0])
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_changes_every_byte_of_the_new_version_comes_back(
+    seed: int, tmp_path: Path
+) -> None:
+    """Files change, go, come, move and take another's content; in an order of the tar's own."""
+    chance = random.Random(seed)
+    layout = Layout(tmp_path / "layout")
+    names = [f"d{i % 7}/f{i:02}" for i in range(80)]
+    files = some_files(chance, names)
+    trees: list[dict[str, bytes]] = []
+    for version in range(4):
+        trees.append(dict(files))
+        members = [file(name, data) for name, data in files.items()]
+        chance.shuffle(members)
+        half = chance.randrange(len(members))
+        layout.image(f"v{version}", [tar(members[:half]), tar(members[half:])])
+        files.update(some_files(chance, chance.sample(names, 5)))
+        for name in chance.sample(sorted(files), 3):
+            files[f"moved/{version}-{name[-3:]}"] = files.pop(name)
+        one, two = chance.sample(sorted(files), 2)
+        files[one] = files[two]
+        files.update(some_files(chance, [f"new/{version}-{i}" for i in range(4)]))
+    repository = LayoutRepository(layout.path)
+    converted(layout, "v0")
+    for version in range(1, 4):
+        named = [NamedBase(repository, f"v{one}") for one in range(version)]
+        base = tuple(chance.sample(named, chance.randint(1, len(named))))
+        done = converted(layout, f"v{version}", base=base)
+        tree = extract(layout.path, done, tmp_path / f"out{version}")
+        assert contents(tree) == trees[version]
 
 
 # -- how the base is found
