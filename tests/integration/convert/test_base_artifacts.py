@@ -198,6 +198,17 @@ def test_a_base_with_a_damaged_pack_costs_bytes_and_no_file_is_wrong(
     assert len(contents(extract(layout.path, done, tmp_path / "out"))) == 300
 
 
+def test_of_too_many_packs_those_that_give_most_are_used(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagein.build.base.MAX_BASE_PACKS", 1)
+    first = converted(layout, "v1")
+    largest = max(first.packs, key=lambda pack: pack.size)
+    done = converted(layout, "v2", base=PreviousBase("v2"))
+    assert [pack.digest for pack in done.packs if pack.layer is None] == [largest.digest]
+    assert len(done.packs) == 3, "the lowest layer's pack is made again"
+
+
 def some_files(chance: random.Random, names: list[str]) -> dict[str, bytes]:
     sizes = (1, 4096, 9000, 60_000, 130_000, SECTOR - 1, SECTOR + 7)
     return {
