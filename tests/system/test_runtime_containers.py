@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,12 @@ from pathlib import Path
 import pytest
 from tiny_rootfs import build_tiny_rootfs
 
+from pagein.runtime import container
+from pagein.runtime.bundle import prepare_bundle
+from pagein.runtime.host import gather_facts
+from pagein.runtime.resolve import find_runtime
 from pagein.runtime.rootfs import prepare_overlay
+from pagein.runtime.spec import ProcessDefaults, RunOptions
 
 pytestmark = [
     pytest.mark.root,
@@ -355,3 +361,31 @@ def test_a_terminal_is_a_terminal_with_the_right_size(box: Box) -> None:
     assert b"all terminals\r\n" in terminal.seen
     assert b"term=xterm\r\n" in terminal.seen
     assert b"33 101\r\n" in terminal.seen
+
+
+def test_another_thread_ends_a_container_that_does_not_listen(box: Box) -> None:
+    options = RunOptions(
+        name=NAME, args=("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    )
+    prepare_bundle(box.bundle, ProcessDefaults(), box.tree, options, gather_facts())
+    reader, writer = os.pipe()
+    stoppers: list[threading.Thread] = []
+
+    def stop_when_ready(running: container.RunningContainer) -> None:
+        def stop() -> None:
+            assert os.read(reader, 100) == b"ready\n"
+            running.stop(grace_s=0.3)
+
+        stoppers.append(threading.Thread(target=stop))
+        stoppers[0].start()
+
+    began = time.monotonic()
+    output = container.Output(stdout=writer)
+    with open(reader), open(writer):
+        runtime = find_runtime(box.runtime)
+        code = container.run_container(
+            runtime, box.bundle, NAME, tty=False, output=output, on_start=stop_when_ready
+        )
+        stoppers[0].join(10)
+    assert code == 137
+    assert 0.3 < time.monotonic() - began < 8

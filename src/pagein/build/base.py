@@ -19,8 +19,7 @@ from pagein.engine.nearest import nearest_tags
 from pagein.errors import FormatError, NotFoundError, RemoteError, UsageError
 from pagein.format.erofs.read import read_tree
 from pagein.format.index import Index
-from pagein.format.manifest import MAX_LAYERS, Descriptor, parse_artifact
-from pagein.format.media import OPTIMIZED_FROM
+from pagein.format.manifest import MAX_LAYERS, Descriptor
 from pagein.format.platforms import Platform
 from pagein.format.tree import Flat, Node, walk
 from pagein.store.pack import PackSource
@@ -31,6 +30,7 @@ from pagein.store.resolve import (
     SourceImage,
     find_artifact,
     load_index,
+    plain_artifact,
     resolve,
 )
 from pagein.store.retrying import RetryingSource
@@ -106,10 +106,7 @@ class _Part:
     @classmethod
     def load(cls, place: Repository, found: FoundArtifact) -> _Part:
         """Read an artifact; of an optimized one what it was made from, where hot files are flat."""
-        plain = found.artifact.annotations.get(OPTIMIZED_FROM)
-        if plain is not None:
-            blob = place.manifest(Digest.parse(plain))
-            found = FoundArtifact(blob.digest, parse_artifact(blob.data), blob.data)
+        found = plain_artifact(place, found)
         index = load_index(place, found)
         return cls(place, found, index, read_tree(index.metadata))
 
@@ -135,7 +132,8 @@ def find_base(
         parts = list(islice(fitting, 1))
     else:
         parts = [_named(base, platform, sector_size) for base in wish]
-    limit = min(MAX_BASE_PACKS, MAX_LAYERS - 1 - len(image.manifest.layers))
+    own = len(image.manifest.layers) + 2  # packs, the index, and the pack of a hot region
+    limit = max(0, min(MAX_BASE_PACKS, MAX_LAYERS - own))
     return _join(parts, destination, limit)
 
 

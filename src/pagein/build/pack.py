@@ -94,7 +94,7 @@ class PackWriter:
         *,
         level: int,
         on_sector: OnSector | None,
-        on_large: OnLarge,
+        on_large: OnLarge | None = None,
     ) -> None:
         self._growing = GrowingPack(path)
         self._on_large = on_large
@@ -172,6 +172,6 @@ class PackWriter:
         self._hash.update(sector.payload)
         self._size += at.stored
         self._growing.grew(self._size)
-        if self._size - at.stored < _LARGE <= self._size:
+        if self._on_large is not None and self._size - at.stored < _LARGE <= self._size:
             self._on_large(self._growing)
         self._shelf.locations[sector.digest] = at

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pagein.build.base import BaseWish, find_base
 from pagein.build.convert import convert
+from pagein.build.optimize import optimize
 from pagein.build.pack import OnSector
-from pagein.build.report import Converted, ConvertOptions, ConvertProgress, Reused
+from pagein.build.report import (
+    DEFAULT_LEVEL,
+    Converted,
+    ConvertOptions,
+    ConvertProgress,
+    Optimized,
+    Reused,
+)
 from pagein.build.reuse import find_converted
 from pagein.errors import FormatError, NotFoundError, UsageError
 from pagein.format.manifest import (
@@ -18,13 +26,21 @@ from pagein.format.manifest import (
     ImageManifest,
     bind_index,
     bound_descriptor,
+    parse_artifact,
     parse_config,
     parse_manifest,
 )
 from pagein.format.media import OCI_INDEX
 from pagein.format.platforms import Platform
+from pagein.format.profile import Profile
 from pagein.store.repository import ManifestBlob, Repository, WritableRepository
-from pagein.store.resolve import SourceImage, choose, platform_images
+from pagein.store.resolve import (
+    FoundArtifact,
+    SourceImage,
+    choose,
+    find_artifact,
+    platform_images,
+)
 from pagein.types import Digest
 
 _CONFIG_LIMIT = 4 << 20
@@ -34,11 +50,13 @@ _ANY = Platform("linux", "amd64")
 
 @dataclass(frozen=True, slots=True)
 class PublishedImage:
-    """One image of the reference, and what it became. ``platform``: None where nothing names it."""
+    """One image of the reference, and what it became. ``platform``: None where nothing names it;
+    ``optimized``: None where no profile was given."""
 
     source: Digest
     platform: Platform | None
     converted: Converted | Reused
+    optimized: Optimized | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,8 @@ def publish(
     progress: ConvertProgress | None = None,
     on_sector: OnSector | None = None,
     announce: Callable[[Platform | None], None] | None = None,
+    profile: Profile | None = None,
+    hot_level: int = DEFAULT_LEVEL,
 ) -> Published:
     """Convert what ``reference`` names, and publish it to ``destination``.
 
@@ -71,6 +91,8 @@ def publish(
     ``platform`` chooses from an image index; None converts each image there is. ``tag`` names the
     one artifact. ``bind`` is a tag of ``destination``, rewritten as an index of the source's
     manifests and the artifacts: it must hold the source. ``announce`` is called before each image.
+    With a ``profile`` the one artifact, new or there already, is then optimized: tag and index name
+    what comes of that.
     Raises UsageError for what cannot be converted or bound, and what `convert` raises.
     """
     top = source.manifest(reference)
@@ -86,14 +108,20 @@ def publish(
             f"one tag cannot name the artifacts of {len(chosen)} images",
             hint="choose one platform, or bind the artifacts to the image's own tag",
         )
+    if profile is not None and len(chosen) > 1:
+        raise UsageError(
+            f"a profile is of one image, and {len(chosen)} are to be converted",
+            hint="convert them, then run `pagein optimize` with --platform for each profile",
+        )
     options = options or ConvertOptions()
+    plain_tag = tag if profile is None else None
     images = []
     for described, image in chosen:
         if announce is not None:
             announce(described.platform)
         converted: Converted | Reused | None = None
         if not force:
-            converted = _reuse(destination, image, options.sector_size, tag)
+            converted = _reuse(destination, image, options.sector_size, plain_tag)
         if converted is None:
             builds_on = find_base(
                 base,
@@ -110,16 +138,38 @@ def publish(
                 destination,
                 options,
                 base=builds_on,
-                tag=tag,
+                tag=plain_tag,
                 progress=progress,
                 on_sector=on_sector,
             )
-        images.append(PublishedImage(image.blob.digest, described.platform, converted))
+        optimized = None
+        if profile is not None:
+            made = _to_optimize(destination, image, converted)
+            with_level = replace(options, level=hot_level)
+            optimized = optimize(destination, made, profile, with_level, tag=tag, progress=progress)
+        images.append(PublishedImage(image.blob.digest, described.platform, converted, optimized))
     bound = None
     if bind is not None:
         described_images = [described for described, _ in chosen]
-        bound = _bind(destination, bind, top, parsed, described_images, images)
+        artifacts = [(image.source, image.optimized or image.converted) for image in images]
+        bound = bind_artifacts(destination, bind, top, described_images, artifacts)
     return Published(tuple(images), bound)
+
+
+def bind_optimized(
+    destination: WritableRepository, tag: str, top: ManifestBlob, source: Digest, made: Optimized
+) -> Digest:
+    """Have ``tag`` list the artifact ``made`` of the image ``source``, instead of another one.
+
+    ``top`` is what the tag named before the artifact was made: that image, or an index of it.
+    """
+    parsed = parse_manifest(top.data, top.media_type)
+    if isinstance(parsed, Artifact):
+        raise UsageError(f"{tag} in {destination.name} names an artifact, and no image")
+    described = []
+    if isinstance(parsed, ImageManifest):
+        described = [image for image, _ in _choose(destination, top, parsed, None)]
+    return bind_artifacts(destination, tag, top, described, [(source, made)])
 
 
 _Chosen = list[tuple[Descriptor, SourceImage]]
@@ -133,6 +183,18 @@ def _reuse(
     if found is not None and tag is not None:
         destination.put_manifest(destination.manifest(found.artifact), tag=tag)
     return found
+
+
+def _to_optimize(
+    repository: WritableRepository, image: SourceImage, converted: Converted | Reused
+) -> FoundArtifact:
+    """Return the artifact that a profile is for, or what an earlier run has made of it."""
+    if isinstance(converted, Converted):
+        found = find_artifact(repository, replace(image, listed_in=None))
+        if found is not None and converted.artifact == found.artifact.optimized_from:
+            return found
+    blob = repository.manifest(converted.artifact)
+    return FoundArtifact(blob.digest, parse_artifact(blob.data), blob.data)
 
 
 def _choose(
@@ -168,31 +230,34 @@ def _choose(
     return chosen
 
 
-def _bind(
+def bind_artifacts(
     destination: WritableRepository,
     tag: str,
     top: ManifestBlob,
-    parsed: ImageManifest | ImageIndex,
     sources: list[Descriptor],
-    images: list[PublishedImage],
+    artifacts: Sequence[tuple[Digest, Converted | Reused | Optimized]],
 ) -> Digest:
-    """Rewrite ``tag`` as an index, unless it moved since it was read."""
+    """Rewrite ``tag``, which named ``top``, as an index, unless it moved since.
+
+    ``sources`` are what the index lists where ``top`` is none. ``artifacts``: each with the digest
+    of the image that it serves. Raises UsageError for a tag that moved.
+    """
     now = destination.manifest(tag)
     if now.digest != top.digest:
         raise UsageError(
             f"cannot bind to {tag} in {destination.name}: it names {now.digest}, "
             f"and {top.digest} was converted",
-            hint="convert again; the source must lie where the artifact goes",
+            hint="try again; the source must lie where the artifact goes",
         )
+    parsed = parse_manifest(top.data, top.media_type)
     existing = parsed if isinstance(parsed, ImageIndex) else None
-    for image in images:
-        entry = bound_descriptor(
-            image.converted.artifact, image.converted.artifact_size, served=image.source
-        )
+    for served, made in artifacts:
+        entry = bound_descriptor(made.artifact, made.artifact_size, served=served)
         data = bind_index(existing, sources, entry)
         after = parse_manifest(data, OCI_INDEX)
         assert isinstance(after, ImageIndex)
         existing = after
     blob = ManifestBlob(OCI_INDEX, Digest.of(data), data)
-    destination.put_manifest(blob, tag=tag)
+    if blob.digest != top.digest:
+        destination.put_manifest(blob, tag=tag)
     return blob.digest

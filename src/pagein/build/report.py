@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pagein.errors import UsageError
+from pagein.format.hot import ProfileMatch
 from pagein.types import DEFAULT_SECTOR_SIZE, Digest, is_sector_size
 
 DEFAULT_LEVEL = 3
@@ -188,11 +189,45 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """An artifact of the image that was there already, so that nothing was converted."""
+    """An artifact of the image that was there already, so that nothing was converted.
+
+    The one that nodes find; ``optimized_from`` is the one that it was made from for a profile.
+    """
 
     artifact: Digest
     artifact_size: int
+    optimized_from: Digest | None
     index: Digest
     packs: tuple[PackReport, ...]
     index_size: int
     sectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """A published artifact with a hot region. Sizes in bytes.
+
+    ``hot_stored``: what a start-up streams; ``pack_size`` is that of the copies among it. Of
+    ``hot_sectors``, ``whole_sectors`` are sectors of the layer data. ``read_size``: stored bytes of
+    the sectors that were read. ``was_there``: an earlier run had published it.
+    """
+
+    artifact: Digest
+    artifact_size: int
+    optimized_from: Digest
+    profile: Digest
+    index: Digest
+    match: ProfileMatch
+    hot_sectors: int
+    whole_sectors: int
+    hot_size: int
+    hot_stored: int
+    pack_size: int
+    index_size: int
+    plain_index_size: int
+    metadata_size: int
+    plain_metadata_size: int
+    read_size: int
+    sent_size: int
+    was_there: bool
+    seconds: float

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 from pagein.build.report import PackReport, Reused
 from pagein.errors import FormatError, NotFoundError, RemoteError
-from pagein.format.media import OPTIMIZED_FROM
 from pagein.store.repository import Repository
-from pagein.store.resolve import FoundArtifact, SourceImage, find_artifact, load_index
-from pagein.types import Digest
+from pagein.store.resolve import SourceImage, find_artifact, load_index, plain_artifact
 
 
 def find_converted(place: Repository, image: SourceImage, *, sector_size: int) -> Reused | None:
@@ -26,23 +24,17 @@ def find_converted(place: Repository, image: SourceImage, *, sector_size: int) -
             found = find_artifact(place, replace(image, listed_in=None))
         if found is None:
             return None
-        _require_plain(place, found)
+        plain_artifact(place, found)  # raises where it is gone
         index = load_index(place, found)
         if index.sector_size == sector_size:
             packs = found.artifact.packs
             return Reused(
                 artifact=found.digest,
                 artifact_size=len(found.data),
+                optimized_from=found.artifact.optimized_from,
                 index=found.artifact.index.digest,
                 packs=tuple(PackReport(p.digest, p.size, None, sent=False) for p in packs),
                 index_size=found.artifact.index.size,
                 sectors=len(index.sectors),
             )
     return None
-
-
-def _require_plain(place: Repository, found: FoundArtifact) -> None:
-    """Raise NotFoundError where the artifact that ``found`` was optimized from is gone."""
-    plain = found.artifact.annotations.get(OPTIMIZED_FROM)
-    if plain is not None:
-        place.manifest(Digest.parse(plain))

@@ -1,4 +1,4 @@
-"""Sends packs while layers are converted: a large one while it is written, others when finished."""
+"""Sends packs while layers are converted: a large one while it grows, others when finished."""
 
 from __future__ import annotations
 

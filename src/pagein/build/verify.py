@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pagein.build.layer import layer_entries
 from pagein.build.report import ConvertProgress, StageClock, Unwatched
 from pagein.errors import FormatError
+from pagein.format.block_runs import runs_of
 from pagein.format.manifest import ImageManifest, parse_config
 from pagein.format.merge import LayerMerger
-from pagein.format.tree import HOLE, Chunked, Flat, Node, NodeKind, walk
+from pagein.format.tree import HOLE, Node, NodeKind, walk
 from pagein.store.repository import Repository
 from pagein.types import BLOCK_SIZE, Buffer
 
@@ -104,21 +105,13 @@ def file_segments(
 
     Pieces have at most 1 MiB, so that a caller may serve them from one sector or two.
     """
-    match node.layout:
-        case Flat(block):
-            chunk_size, blocks = max(node.size, 1), (block,)
-        case Chunked(bits, blocks):
-            chunk_size = BLOCK_SIZE << bits
-        case None:
-            return
-    for number, block in enumerate(blocks):
-        start = number * chunk_size
-        stop = min(start + chunk_size, node.size)
-        if block == HOLE:
-            continue
-        for offset in range(start, stop, _READ):
+    start = 0
+    for block, blocks in runs_of(node.layout, node.size) if node.layout is not None else ():
+        stop = min(start + blocks * BLOCK_SIZE, node.size)
+        for offset in range(start, stop, _READ) if block != HOLE else ():
             length = min(_READ, stop - offset)
             yield offset, read_body(block * BLOCK_SIZE + offset - start, length)
+        start = stop
 
 
 def read_source_tree(

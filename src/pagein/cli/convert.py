@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagein.cli import show
-from pagein.cli.options import json_option
+from pagein.cli.optimize import as_values as as_optimized
+from pagein.cli.optimize import tell as tell_optimized
+from pagein.cli.options import hot_level_option, json_option, profile_option
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
     from pagein.build.base import BaseWish
     from pagein.build.publish import Published, PublishedImage
-    from pagein.build.report import PackReport
+    from pagein.build.report import Converted, PackReport
     from pagein.daemon.wiring import Node
     from pagein.types import ImageName
 
 
 def as_values(published: Published) -> dict[str, Any]:
     """Return the result for JSON."""
-    from pagein.build.report import Converted, Reused
+    from pagein.build.report import Reused
 
     images = []
     for image in published.images:
@@ -30,10 +33,14 @@ def as_values(published: Published) -> dict[str, Any]:
         facts["index"] = str(image.converted.index)
         facts["packs"] = [_pack(pack) for pack in image.converted.packs]
         facts["reused"] = isinstance(image.converted, Reused)
-        if isinstance(image.converted, Converted):
+        if isinstance(image.converted, Reused):
+            plain = image.converted.optimized_from
+            facts["optimized_from"] = str(plain) if plain else None
+        else:
             facts["stages"] = {str(s): seconds for s, seconds in image.converted.stages.items()}
         facts["source"] = str(image.source)
         facts["platform"] = str(image.platform) if image.platform else None
+        facts["optimized"] = as_optimized(image.optimized) if image.optimized else None
         images.append(facts)
     return {"images": images, "bound": str(published.bound) if published.bound else None}
 
@@ -52,7 +59,13 @@ def tell(image: PublishedImage) -> None:
     click.echo(f"{image.source}{platform} -> {converted.artifact}")
     if isinstance(converted, Reused):
         click.echo("  already converted; --force converts again")
-        return
+    else:
+        _tell_converted(converted)
+    if image.optimized is not None:
+        tell_optimized(image.optimized)
+
+
+def _tell_converted(converted: Converted) -> None:
     seconds = max(converted.seconds, 1e-9)
     click.echo(
         f"  {show.size(converted.content_size)} in {converted.files} files,"
@@ -95,6 +108,8 @@ def _wish(node: Node, bases: tuple[str, ...], target: ImageName) -> BaseWish:
               help="A power of two, 256KiB to 16MiB.")  # fmt: skip
 @click.option("--level", default=3, show_default=True, help="zstd level, 1 to 22.")
 @click.option("--jobs", default=0, metavar="N", help="Threads (default: one a core).")
+@profile_option(required=False)
+@hot_level_option
 @json_option
 @click.pass_obj
 def command(
@@ -107,6 +122,8 @@ def command(
     sector_size: str,
     level: int,
     jobs: int,
+    profiles: tuple[Path, ...],
+    hot_level: int,
     *,
     bind: bool,
     force: bool,
@@ -116,7 +133,8 @@ def command(
 
     They go beside SRC, or to DST (docker://... or oci:DIR:TAG; its tag names the artifact). The
     source image is not touched. What is converted already is not converted again; of a new
-    version only the sectors that changed are sent.
+    version only the sectors that changed are sent. With --profile the result
+    is optimized at once: see `pagein optimize`.
 
     \b
     pagein convert registry:5000/app:v1
@@ -127,8 +145,10 @@ def command(
     from pagein.daemon.config import parse_size
     from pagein.daemon.conversion import CountedProgress
     from pagein.daemon.images import absolute_name
+    from pagein.daemon.optimizing import read_profiles
     from pagein.errors import UsageError
 
+    profile = read_profiles(profiles) if profiles else None
     images, node = settings.images, settings.images.node
     source_name = absolute_name(source)
     target_name = absolute_name(destination) if destination else source_name
@@ -147,6 +167,8 @@ def command(
             base=_wish(node, bases, target_name),
             force=force,
             progress=CountedProgress(update),
+            profile=profile,
+            hot_level=hot_level,
         )
     if as_json:
         show.as_json(as_values(published))

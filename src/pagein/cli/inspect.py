@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
 from pagein.cli import show
 from pagein.cli.options import json_option, platform_option
 from pagein.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from pagein.daemon.report import ImageFacts
+
+
+def hot_region(facts: ImageFacts) -> str:
+    """Say what a hot region is, or that there is none."""
+    if not facts.hot_sectors:
+        return show.size(0)
+    return (
+        f"{show.size(facts.hot_size)}, {facts.hot_sectors} sectors,"
+        f" {show.size(facts.hot_stored)} stored; read-ahead of {facts.read_ahead_kb} KiB"
+    )
 
 
 @click.command()
@@ -31,9 +46,11 @@ def command(settings: Settings, reference: str, platform: str | None, *, as_json
         f"device     {show.size(facts.device_size)}, sectors of {show.size(facts.sector_size)}"
     )
     click.echo(f"metadata   {show.size(facts.metadata_size)}, {facts.inodes} inodes")
-    click.echo(f"hot region {show.size(facts.hot_size)}")
+    click.echo(f"hot region {hot_region(facts)}")
+    if facts.optimized_from:
+        click.echo(f"made from  {facts.optimized_from} for profile {facts.profile}")
     click.echo(
-        f"layer data {show.size(facts.data_size)}, {facts.sectors} sectors"
+        f"layer data {show.size(facts.data_size)}, {facts.sectors - facts.hot_sectors} sectors"
         f" ({facts.zero_sectors} zero), {show.size(facts.stored_size)} stored"
     )
     click.echo(f"in cache   {facts.cached_sectors} of {facts.distinct_sectors} distinct sectors")

@@ -21,9 +21,12 @@ from pagein.errors import PageinError, UsageError
 COMMANDS = {
     "demo": "The whole idea on this machine: convert, run lazily, compare.",
     "convert": "Convert an image and publish the result beside it.",
+    "optimize": "Publish what a recorded start reads as one short stream.",
     "mount": "Mount an image; its data comes in as it is read.",
     "umount": "Unmount what mount mounted.",
     "run": "Run a command in a container from an image.",
+    "record": "Run a command, and write which parts of the image it read.",
+    "profile": "Show, merge and compare what was recorded; push and pull it.",
     "pull": "Make an image startable; --full fetches all of it.",
     "ls": "List a folder of an image, without mounting it.",
     "cat": "Write files of an image to standard output.",

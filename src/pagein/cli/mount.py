@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pagein.cli import show
 from pagein.cli.options import backend_option, platform_option
+from pagein.cli.prefetch_options import prefetch_options
 from pagein.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from pagein.device.backends import Backend
 
 
 @click.command()
 @click.argument("reference", metavar="REF")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@prefetch_options
 @backend_option
 @click.option("--rw", "writable", is_flag=True, help="Lay a writable overlay on top.")
 @platform_option
@@ -22,7 +28,7 @@ def command(
     settings: Settings,
     reference: str,
     directory: Path,
-    backend: str,
+    backend: Backend,
     platform: str | None,
     *,
     writable: bool,

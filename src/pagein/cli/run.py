@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pagein.cli import show
+from pagein.cli.container_options import container_options, run_options
 from pagein.cli.options import backend_option, platform_option
+from pagein.cli.prefetch_options import prefetch_options
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from pagein.runtime.spec import RunOptions
+    from pagein.device.backends import Backend
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--rm", "remove", is_flag=True, help="Forget what the container wrote, when it ends.")
-@click.option(
-    "--env",
-    "-e",
-    "env",
-    multiple=True,
-    metavar="K=V",
-    help="Set a variable; K alone passes ours on.",
-)
-@click.option(
-    "--volume", "-v", "volumes", multiple=True, metavar="SRC:DST[:ro]", help="Bind a host path."
-)
-@click.option("--workdir", "-w", metavar="DIR", help="Start in this directory.")
-@click.option("--user", "-u", metavar="USER[:GROUP]", help="Run as this user, by name or number.")
-@click.option("--net", type=click.Choice(["host", "none"]), default="host", show_default=True,
-              help="The host's network, or none.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="Name the container, and keep what it writes.")
-@click.option("--hostname", metavar="NAME", help="Host name inside, with --net none.")
-@click.option("--entrypoint", metavar="CMD", help="Replace the image's entrypoint.")
-@click.option("--tty/--no-tty", "tty", default=None, help="Default: a terminal when stdin is one.")
-@click.option(
-    "--runtime", type=click.Choice(["runc", "crun"]), help="Default: the first installed."
-)
+@container_options
+@prefetch_options
 @backend_option
 @platform_option
 @click.argument("reference", metavar="REF")
@@ -49,7 +31,7 @@ def command(
     /,
     reference: str,
     arguments: tuple[str, ...],
-    backend: str,
+    backend: Backend,
     platform: str | None,
     runtime: str | None,
     **options: Any,
@@ -82,26 +64,3 @@ def command(
             reference, platform=platform, progress=update, say=show.note
         )
     return run_image(settings.images, found, wanted)
-
-
-def run_options(arguments: tuple[str, ...], options: dict[str, Any]) -> RunOptions:
-    """Turn the command line's words into values. Raises UsageError."""
-    import shlex
-
-    from pagein.daemon.containers import container_name, wants_tty
-    from pagein.runtime.spec import RunOptions, Volume
-
-    here = str(Path.cwd())
-    entrypoint = options["entrypoint"]
-    return RunOptions(
-        name=container_name(options["name"]),
-        args=arguments[1:] if arguments[:1] == ("--",) else arguments,
-        entrypoint=None if entrypoint is None else tuple(shlex.split(entrypoint)),
-        env=options["env"],
-        volumes=tuple(Volume.parse(text, directory=here) for text in options["volumes"]),
-        workdir=options["workdir"],
-        user=options["user"],
-        hostname=options["hostname"],
-        net=options["net"],
-        tty=wants_tty(options["tty"]),
-    )

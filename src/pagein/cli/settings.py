@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pagein.daemon.config import Config
@@ -21,6 +21,8 @@ class Settings:
     config_file: Path | None = None
     plain_http: tuple[str, ...] = ()
     debug: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings of the configuration that options of the command replace, by name."""
 
     @cached_property
     def paths(self) -> Paths:
@@ -31,10 +33,10 @@ class Settings:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, read once."""
+        """The configuration, read once. Raises UsageError."""
         from pagein.daemon.config import load_config
 
-        return load_config(self.config_file, plain_http=self.plain_http)
+        return load_config(self.config_file, plain_http=self.plain_http, changes=self.changes)
 
     @cached_property
     def images(self) -> Images:

@@ -23,6 +23,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def plain(text: str) -> str:
+    """Write text of a file that somebody else made: no control characters for our terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def duration(seconds: float | None) -> str:
     """Write a time: ``0.8 ms``, ``2.5 s``; a dash where there is none."""
     if seconds is None:

@@ -25,11 +25,12 @@ from pagein.daemon.images import FoundImage, Images, absolute_name
 from pagein.daemon.journal import DeviceEntry, ImageEntry, Journal
 from pagein.daemon.lost import LostImage, find_lost
 from pagein.daemon.notify import Notifier
+from pagein.daemon.recorder import StartRecorder, StartRecording
+from pagein.daemon.start_up import StartUp
 from pagein.daemon.stats import MountStats
 from pagein.device.backends import Backend, ServedFiles, mount_image
-from pagein.device.block import BlockImage, PartImage
 from pagein.device.handover import ask_again, is_connected
-from pagein.device.mount import is_mount_point, mount_table, unmount
+from pagein.device.mount import is_mount_point, mount_table, set_read_ahead, unmount
 from pagein.errors import DeviceError, NotFoundError, PageinError
 from pagein.events import Event, Observer, SnapshotterProblem
 from pagein.format.manifest import parse_artifact
@@ -59,11 +60,17 @@ class Device:
     sectors: tuple[SectorRef, ...]
     stats: MountStats
     files: ServedFiles
+    start: StartUp
     left: int
 
     @classmethod
     def of(
-        cls, entry: DeviceEntry, found: FoundImage, stats: MountStats, files: ServedFiles
+        cls,
+        entry: DeviceEntry,
+        found: FoundImage,
+        stats: MountStats,
+        files: ServedFiles,
+        start: StartUp,
     ) -> Device:
         """Note what will be asked about an image."""
         return cls(
@@ -75,6 +82,7 @@ class Device:
             found.index.sectors,
             stats,
             files,
+            start,
             len(entry.parts),
         )
 
@@ -94,6 +102,7 @@ class Attachments:
         self._threads = ReadThreads.make(
             workers=images.node.config.fetch_workers, demand_workers=_DEMAND_WORKERS
         )
+        self._recorder = StartRecorder(images, observer)
         self._locks = KeyedLocks()
         self._lock = threading.Lock()
         self._users: dict[str, set[str]] = {}
@@ -152,12 +161,16 @@ class Attachments:
 
     def close(self) -> None:
         """Let cache writes end. The devices stay, for the next daemon; so do reads that wait."""
+        self._recorder.close()
         self._threads.writing.shutdown(wait=True)
 
     def _take_down(self, image_id: str) -> None:
         tree = self.tree(image_id)
         with self._lock:
             device = self._current.pop(image_id, None)
+        if device is not None:
+            self._recorder.end(device.entry.id)
+            device.start.end()
         if is_mount_point(tree):
             unmount(tree, lazy=True)
         with contextlib.suppress(OSError):
@@ -174,34 +187,42 @@ class Attachments:
         device_id = secrets.token_hex(6)
         tree.mkdir(parents=True, exist_ok=True)
         backend: Backend = known.backend if known else "auto"  # type: ignore[assignment]
+        recording = self._recorder.begin(device_id, found, lambda: self._end_start(device_id))
+        start = self._start_up(found, stats, recording)
         served: list[Device] = []
 
         def keep(files: ServedFiles) -> None:
             entry = self._entry(device_id, image_id, files)
             self._keep(entry, files.descriptors)
-            served.append(Device.of(entry, found, stats, files))
+            served.append(Device.of(entry, found, stats, files, start))
             with self._lock:
                 self._served[device_id] = served[0]
+            start.served(files)
 
         try:
             mounted = mount_image(
                 self._images.metadata_file(found),
-                self._parts(found, stats),
+                start.parts(),
                 tree,
                 tree.parent,
+                cached=start.cached,
                 backend=backend,
-                read_ahead_kb=self._read_ahead_kb(found),
+                read_ahead_kb=recording.read_ahead_kb if recording else start.read_ahead_kb,
                 observer=self._both(stats),
                 on_served=keep,
                 on_end=self._on_end(device_id),
             )
         except BaseException:
+            self._recorder.end(device_id)
             for one in served:
                 self._forget(one.entry)
             raise
         device = served[0]
-        device.entry = msgspec.structs.replace(device.entry, backend=mounted.backend)
+        device.entry = msgspec.structs.replace(
+            device.entry, backend=mounted.backend, bdis=mounted.bdis
+        )
         self._journal.devices.put(device.entry)
+        start.mounted(mounted.bdis)
         with self._lock:
             self._current[image_id] = device
 
@@ -222,22 +243,32 @@ class Attachments:
             raise NotFoundError(f"no image {image_id} is known here", hint="pull it again")
         return self._images.known(absolute_name(entry.reference), entry.artifact.encode())
 
-    def _read_ahead_kb(self, found: FoundImage) -> int:
-        ahead = found.index.read_ahead_kb
-        return self._images.node.config.read_ahead_kb if ahead is None else ahead
-
-    def _parts(self, found: FoundImage, stats: MountStats) -> dict[str, BlockImage]:
-        """Return the parts of an image's body that are not empty."""
-        body = self._images.node.read_path(
+    def _start_up(
+        self, found: FoundImage, stats: MountStats, recording: StartRecording | None = None
+    ) -> StartUp:
+        image = self._images.node.read_path(
             found.index,
             found.repositories,
             self._both(stats),
             cache=self.cache,
             threads=self._threads,
         ).image
-        hot = found.index.hot_sectors * found.index.sector_size
-        parts = {"hot": PartImage(body, 0, hot), "data": PartImage(body, hot, body.size - hot)}
-        return {name: part for name, part in parts.items() if part.size}
+        return StartUp(
+            str(found.name),
+            found.index,
+            image,
+            self._images.node.config,
+            self._both(stats),
+            body=None if recording is None else recording.wrap(image),
+            plain=recording is not None,
+        )
+
+    def _end_start(self, device_id: str) -> None:
+        """Give a mount whose start was recorded the read-ahead of every day."""
+        with self._lock:
+            device = self._served.get(device_id)
+        if device is not None:
+            set_read_ahead(device.entry.bdis, self._images.node.config.read_ahead_kb)
 
     def _both(self, stats: MountStats) -> Observer:
         def observe(event: Event) -> None:
@@ -268,8 +299,11 @@ class Attachments:
         return ended
 
     def _forget(self, entry: DeviceEntry) -> None:
+        self._recorder.end(entry.id)
         with self._lock:
             device = self._served.pop(entry.id, None)
+            if device is not None:
+                device.start.end()
             if device is not None and self._current.get(entry.image) is device:
                 del self._current[entry.image]
         for part in entry.parts:
@@ -319,7 +353,8 @@ class Attachments:
     def _adopt(self, entry: DeviceEntry, descriptors: Mapping[str, int]) -> None:
         found = self._load(entry.image)
         stats = MountStats()
-        parts = self._parts(found, stats)
+        start = self._start_up(found, stats)
+        parts = start.parts()
         if parts.keys() != descriptors.keys():
             raise NotFoundError(f"device {entry.id} has other parts than its image")
         for descriptor in descriptors.values():
@@ -328,13 +363,14 @@ class Attachments:
                 what = "have reads asked again that the dead daemon had begun"
                 self._observer(SnapshotterProblem(what, "that needs kernel 6.9"))
         files = ServedFiles(self._folder, observer=self._both(stats), on_end=self._on_end(entry.id))
-        device = Device.of(entry, found, stats, files)
+        device = Device.of(entry, found, stats, files, start)
         with self._lock:
             self._served[entry.id] = device
             if is_mount_point(self.tree(entry.image)):
                 self._current[entry.image] = device
         for part, descriptor in descriptors.items():
-            files.adopt(descriptor, parts[part], part)
+            files.adopt(descriptor, parts[part], part, cached=part in start.cached)
+        set_read_ahead(entry.bdis, self._images.node.config.read_ahead_kb)
 
     def _clear_dead(self) -> set[str]:
         """Unmount what no server is behind; return the images that this takes away."""

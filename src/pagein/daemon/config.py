@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from pagein.errors import UsageError
+from pagein.store.hosts import parse_duration
 
 DEFAULT_FILE = Path("/etc/pagein/config.toml")
 
@@ -38,6 +40,10 @@ class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings. Sizes are text such as ``20GiB``; times are in seconds.
 
+    ``prefetch``: what is fetched unasked once an image is mounted, its hot region or also the rest
+    of it; with ``hydrate_after`` (a time such as ``10s``) the rest follows that long after the
+    mount. The two rates are sizes a second; empty: as fast as the link is.
+
     ``hosts_dir`` is spelled as containerd's ``config_path``: folders of ``HOST/hosts.toml``, with
     ``:`` between them. It says nothing of a host that has a ``[registry."HOST"]`` table here.
 
@@ -47,7 +53,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     For the daemon: ``metrics_address`` is HOST:PORT or ``unix:PATH`` (empty: no metrics are
     served); ``cri_image_service`` is containerd's socket, to which kubelet's image calls are passed
     on from ``cri.sock`` (empty: there is no such socket); with ``persist_credentials`` the logins
-    that come with those calls are kept through restarts.
+    that come with those calls are kept through restarts. The first ``record_starts`` starts of each
+    image are recorded, for ``record_seconds`` each; the profiles are kept in the state folder, and
+    with ``record_to = "registry"`` also put beside the image.
     """
 
     cache_size: str = "20GiB"
@@ -55,6 +63,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     request_timeout: float = 20.0
     fetch_workers: int = 4
     read_ahead_kb: int = 256
+    prefetch: Literal["none", "hot", "all"] = "hot"
+    prefetch_rate: str = ""
+    hydrate_after: str = ""
+    hydrate_rate: str = ""
     hosts_dir: str = "/etc/containerd/certs.d"
     secret_files: tuple[str, ...] = ()
     credential_provider_config: str = ""
@@ -62,6 +74,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics_address: str = ""
     cri_image_service: str = ""
     persist_credentials: bool = True
+    record_starts: int = 0
+    record_seconds: float = 60.0
+    record_to: Literal["folder", "registry"] = "folder"
     registry: dict[str, RegistryConfig] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,13 +89,36 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("credential_provider_config and _bin_dir go together")
         if self.cri_image_service and not self.cri_image_service.startswith("/"):
             raise ValueError("cri_image_service is the path of containerd's socket")
+        parse_size(self.prefetch_rate or "0")
+        parse_size(self.hydrate_rate or "0")
+        if self.hydrate_after:
+            parse_duration(self.hydrate_after)
         if not 0 <= self.read_ahead_kb <= 16384:
             raise ValueError("read_ahead_kb is between 0 and 16384")
+        if not 0 <= self.record_starts <= 1000:
+            raise ValueError("record_starts is between 0 and 1000")
+        if not 0 < self.record_seconds <= 3600:
+            raise ValueError("record_seconds is between 0 and 3600")
 
     @property
     def cache_bytes(self) -> int:
         """``cache_size`` in bytes."""
         return parse_size(self.cache_size)
+
+    @property
+    def prefetch_bytes_per_s(self) -> int | None:
+        """``prefetch_rate`` in bytes a second; None: no limit."""
+        return parse_size(self.prefetch_rate) if self.prefetch_rate else None
+
+    @property
+    def hydrate_after_s(self) -> float | None:
+        """``hydrate_after`` in seconds; None: never."""
+        return parse_duration(self.hydrate_after) if self.hydrate_after else None
+
+    @property
+    def hydrate_bytes_per_s(self) -> int | None:
+        """``hydrate_rate`` in bytes a second; None: no limit."""
+        return parse_size(self.hydrate_rate) if self.hydrate_rate else None
 
     @property
     def hosts_dirs(self) -> tuple[Path, ...]:
@@ -92,10 +130,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.registry.get(host, RegistryConfig())
 
 
-def load_config(path: Path | None, *, plain_http: tuple[str, ...] = ()) -> Config:
+def load_config(
+    path: Path | None,
+    *,
+    plain_http: tuple[str, ...] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
     """Read the file (none: ``/etc/pagein/config.toml`` if there is one).
 
-    ``plain_http`` names further registry hosts that speak plain HTTP. Raises UsageError.
+    ``plain_http`` names further registry hosts that speak plain HTTP; ``changes`` are settings by
+    name that go before the file's. Raises UsageError.
     """
     file = path or DEFAULT_FILE
     try:
@@ -111,4 +155,7 @@ def load_config(path: Path | None, *, plain_http: tuple[str, ...] = ()) -> Confi
         for host in plain_http:
             tables[host] = msgspec.structs.replace(config.for_host(host), plain_http=True)
         config = msgspec.structs.replace(config, registry=tables)
-    return config
+    try:
+        return msgspec.structs.replace(config, **(changes or {}))
+    except ValueError as error:
+        raise UsageError(str(error)) from None

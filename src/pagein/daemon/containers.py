@@ -12,22 +12,29 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagein.daemon.client import mount_image, umount
 from pagein.daemon.images import FoundImage, Images
 from pagein.daemon.mount_server import MountOptions
+from pagein.daemon.mounts import MountRecord
 from pagein.daemon.paths import Paths
+from pagein.device.backends import Backend
 from pagein.device.mount import is_mount_point, unmount
 from pagein.errors import DeviceError, PageinError, RuntimeFailedError
 from pagein.format.manifest import parse_config
 from pagein.runtime.bundle import claim_bundle, prepare_bundle
-from pagein.runtime.container import delete_container, run_container
+from pagein.runtime.container import (
+    Output,
+    RunningContainer,
+    delete_container,
+    run_container,
+)
 from pagein.runtime.host import gather_facts
 from pagein.runtime.names import check_name, new_name
-from pagein.runtime.resolve import RUNTIMES, find_runtime
+from pagein.runtime.resolve import RUNTIMES, Runtime, find_runtime
 from pagein.runtime.spec import RunOptions
 
 
@@ -37,7 +44,7 @@ class ContainerOptions:
 
     run: RunOptions
     keep: bool
-    backend: str
+    backend: Backend
     runtime: str | None
 
 
@@ -53,23 +60,72 @@ def wants_tty(asked: bool | None) -> bool:
 
 def run_image(images: Images, found: FoundImage, options: ContainerOptions) -> int:
     """Run a container to its end; return the exit code of its command."""
+    with prepared(images, found, options, _mount_passing) as container:
+        return container.run()
+
+
+Mount = Callable[[Images, FoundImage, MountOptions, int], MountRecord]
+"""Mounts an image as it is told. The descriptor, which holds a lock of ours, is none of a serving
+process's business."""
+
+
+def _mount_passing(
+    images: Images, found: FoundImage, options: MountOptions, claim: int
+) -> MountRecord:
+    return mount_image(images, found, options, passing=True, keep_from_server=(claim,))
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedContainer:
+    """A bundle on a mounted image, ready to run. ``mount``: what it stands on."""
+
+    runtime: Runtime
+    bundle: Path
+    name: str
+    tty: bool
+    stop_signal: str
+    mount: MountRecord
+
+    def run(
+        self,
+        *,
+        output: Output | None = None,
+        on_start: Callable[[RunningContainer], None] | None = None,
+    ) -> int:
+        """Run the command to its end; return its exit code (see `run_container`)."""
+        return run_container(
+            self.runtime,
+            self.bundle,
+            self.name,
+            tty=self.tty,
+            stop_signal=self.stop_signal,
+            output=output,
+            on_start=on_start,
+        )
+
+
+@contextlib.contextmanager
+def prepared(
+    images: Images, found: FoundImage, options: ContainerOptions, mount: Mount
+) -> Iterator[PreparedContainer]:
+    """Mount an image writably, and prepare a container on it; clear both up at the end."""
     name = options.run.name
-    bundle = images.node.paths.make(images.node.paths.run / "bundles") / name
-    runtime = find_runtime(options.runtime)
     paths = images.node.paths
+    bundle = paths.make(paths.run / "bundles") / name
+    runtime = find_runtime(options.runtime)
     with claim_bundle(bundle, name) as claim, _kept(images, name, keep=options.keep) as upper:
         try:
             _end_abandoned(paths, bundle)
             mounting = MountOptions(
                 target=None, backend=options.backend, writable=True, upper_parent=upper
             )
-            record = mount_image(images, found, mounting, passing=True, keep_from_server=(claim,))
+            record = mount(images, found, mounting, claim)
             rootfs = Path(record.target)
             try:
                 config = parse_config(found.index.config)
                 prepare_bundle(bundle, config, rootfs, options.run, gather_facts())
-                return run_container(
-                    runtime, bundle, name, tty=options.run.tty, stop_signal=config.stop_signal
+                yield PreparedContainer(
+                    runtime, bundle, name, options.run.tty, config.stop_signal, record
                 )
             finally:
                 if is_mount_point(rootfs):  # not after its server was lost

@@ -31,7 +31,8 @@ class ImageEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One attached device: its parts in order, and what the kernel agreed to (`InitFlag`)."""
+    """One attached device: its parts in order, what the kernel agreed to (`InitFlag`), and the
+    backing devices of its tree, whose read-ahead a start changes."""
 
     id: str
     image: str
@@ -40,6 +41,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     boot: str
     started: float
+    bdis: tuple[str, ...] = ()
 
 
 class MountEntry(msgspec.Struct, frozen=True, kw_only=True):

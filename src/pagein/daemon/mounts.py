@@ -68,6 +68,11 @@ class MountFolder:
         """The control socket of the serving process."""
         return self.path / "control.sock"
 
+    @property
+    def reads(self) -> Path:
+        """Where the serving process puts the reads that it noted, when it is asked for them."""
+        return self.path / "reads"
+
     def is_dead(self) -> bool:
         """Whether no process holds the lock. Without a lock file it is just being removed."""
         try:

@@ -59,6 +59,11 @@ class Paths:
         return self.state / "containers"
 
     @property
+    def profiles(self) -> Path:
+        """Recorded starts: a folder for each image, by the digest of its manifest."""
+        return self.state / "profiles"
+
+    @property
     def mounts(self) -> Path:
         """One folder for each live mount."""
         return self.run / "mounts"

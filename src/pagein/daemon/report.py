@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pagein.daemon.images import FoundImage, Images
 from pagein.format.erofs.read import ErofsReader
+from pagein.format.media import OPTIMIZED_FROM, PROFILE
 from pagein.types import Encoding
 
 
@@ -20,7 +21,10 @@ class PackFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """One image. Sizes are in bytes; ``sectors`` counts those of the body."""
+    """One image. Sizes are in bytes; ``sectors`` counts those of the body.
+
+    ``profile`` and ``optimized_from`` are what the artifact says; None where it has no hot region.
+    """
 
     reference: str
     artifact: str
@@ -31,8 +35,12 @@ class ImageFacts:
     device_size: int
     metadata_size: int
     inodes: int
+    hot_sectors: int
     hot_size: int
     hot_stored: int
+    read_ahead_kb: int | None
+    profile: str | None
+    optimized_from: str | None
     data_size: int
     sectors: int
     zero_sectors: int
@@ -58,8 +66,12 @@ def describe_image(images: Images, found: FoundImage) -> ImageFacts:
         device_size=index.device_size,
         metadata_size=len(index.metadata),
         inodes=ErofsReader(index.metadata).inodes,
+        hot_sectors=index.hot_sectors,
         hot_size=index.hot_sectors * index.sector_size,
         hot_stored=sum(ref.stored for ref in hot.values()),
+        read_ahead_kb=index.read_ahead_kb,
+        profile=artifact.annotations.get(PROFILE),
+        optimized_from=artifact.annotations.get(OPTIMIZED_FROM),
         data_size=index.data_sectors * index.sector_size,
         sectors=len(index.sectors),
         zero_sectors=sum(ref.encoding is Encoding.ZERO for ref in index.sectors),

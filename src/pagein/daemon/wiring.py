@@ -134,5 +134,6 @@ class Node:
             workers=self.config.fetch_workers,
             threads=threads,
             read_timeout_s=self.config.read_timeout,
+            hot_sectors=index.hot_sectors,
             observer=observer,
         )

@@ -15,7 +15,7 @@ import functools
 import operator
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -31,6 +31,7 @@ from pagein.device.loop import attach_loop
 from pagein.device.mount import learn_size, mount_erofs, unmount
 from pagein.errors import DeviceError
 from pagein.events import Observer, ignore
+from pagein.types import Buffer
 from pagein.wire.fuse import InitFlag
 
 _LOOP_NEEDED: Final = frozenset({errno.ENOTBLK, errno.EINVAL})
@@ -60,11 +61,14 @@ class ServedFiles:
         self._visible: list[Path] = []
         self._running: dict[str, tuple[FuseServer, threading.Thread]] = {}
 
-    def serve(self, image: BlockImage, name: str) -> Path:
-        """Show an image as a file, and serve it from a thread. Raises DeviceError."""
+    def serve(self, image: BlockImage, name: str, *, cached: bool = False) -> Path:
+        """Show an image as a file, and serve it from a thread. Raises DeviceError.
+
+        ``cached``: the kernel keeps the file's pages, also those that `store` gives it unasked.
+        """
         path = self._folder / name
         descriptor = open_fuse_device()
-        server = self._server(descriptor, image)
+        server = self._server(descriptor, image, cached=cached)
         try:
             path.touch(mode=0o600)
             mount_fuse_file(descriptor, path)
@@ -75,19 +79,30 @@ class ServedFiles:
             raise
         return path
 
-    def adopt(self, descriptor: int, image: BlockImage, name: str) -> None:
+    def adopt(self, descriptor: int, image: BlockImage, name: str, *, cached: bool = False) -> None:
         """Go on serving a file whose server has died; the descriptor belongs to us from now on."""
-        server = self._server(descriptor, image)
+        server = self._server(descriptor, image, cached=cached)
         try:
             self._start(server, name)
         except BaseException:
             server.close()
             raise
 
-    def _server(self, descriptor: int, image: BlockImage) -> FuseServer:
+    def _server(self, descriptor: int, image: BlockImage, *, cached: bool = False) -> FuseServer:
         return FuseServer(
-            descriptor, image, observer=self._observer, demand_threads=self._demand_threads
+            descriptor,
+            image,
+            observer=self._observer,
+            demand_threads=self._demand_threads,
+            cached=cached,
         )
+
+    def store(self, name: str, offset: int, data: Buffer) -> bool:
+        """Put bytes of a ``cached`` file into the page cache; False where nobody uses the file.
+
+        See `FuseServer.store`.
+        """
+        return self._running[name][0].store(offset, data)
 
     def _start(self, server: FuseServer, name: str) -> None:
         # A daemon thread: a process that is told to end does not wait for its mounts.
@@ -153,6 +168,8 @@ class ImageMount:
     target: Path
     backend: Backend
     files: ServedFiles
+    bdis: tuple[str, ...]
+    """The backing devices of the tree, whose read-ahead can be set (`device.mount`)."""
 
 
 def mount_image(
@@ -161,8 +178,9 @@ def mount_image(
     target: Path,
     folder: Path,
     *,
+    cached: Collection[str] = (),
     backend: Backend = "auto",
-    read_ahead_kb: int | None = None,
+    read_ahead_kb: int,
     observer: Observer = ignore,
     demand_threads: int = DEMAND_THREADS,
     on_served: Callable[[ServedFiles], None] | None = None,
@@ -172,41 +190,42 @@ def mount_image(
 
     ``metadata`` is a local file with the metadata part; ``parts`` are the others that are not
     empty, in order: local files, or images, which are served as files of that name in ``folder``
-    until the tree is mounted. ``on_served`` is called in between: once it has kept copies of the
+    until the tree is mounted; ``cached`` names those whose pages the kernel keeps. ``on_served`` is
+    called in between: once it has kept copies of the
     descriptors, this process may die. ``on_end``: see `ServedFiles`. Raises DeviceError, and what
     ``on_served`` raises; then nothing is left behind.
     """
     files = ServedFiles(folder, observer=observer, demand_threads=demand_threads, on_end=on_end)
     try:
         paths = [
-            part if isinstance(part, Path) else files.serve(part, name)
+            part if isinstance(part, Path) else files.serve(part, name, cached=name in cached)
             for name, part in parts.items()
         ]
         if on_served is not None:
             for path in paths:
                 learn_size(path)  # the kernel has said by then what it can
             on_served(files)
-        used = _mount_split(metadata, paths, target, backend, read_ahead_kb)
+        used, bdis = _mount_split(metadata, paths, target, backend, read_ahead_kb)
     except BaseException:
         files.close()
         raise
     files.hide()
-    return ImageMount(target, used, files)
+    return ImageMount(target, used, files, tuple(bdis))
 
 
 def _mount_split(
-    metadata: Path, paths: list[Path], target: Path, backend: Backend, read_ahead_kb: int | None
-) -> Backend:
-    """Mount with the backend that was asked for, or the first that works; return which."""
+    metadata: Path, paths: list[Path], target: Path, backend: Backend, read_ahead_kb: int
+) -> tuple[Backend, list[str]]:
+    """Mount with the backend that was asked for, or the first that works.
+
+    Return which, and the tree's backing devices.
+    """
     if backend != "loop":
         try:
-            mount_erofs(metadata, target, paths, read_ahead_kb=read_ahead_kb)
+            return "fuse", mount_erofs(metadata, target, paths, read_ahead_kb=read_ahead_kb)
         except DeviceError as error:
             if backend == "fuse" or error.errno not in _LOOP_NEEDED:
                 raise
-        else:
-            return "fuse"
     with contextlib.ExitStack() as stack:
         loops = [stack.enter_context(attach_loop(path)) for path in (metadata, *paths)]
-        mount_erofs(loops[0], target, loops[1:], read_ahead_kb=read_ahead_kb)
-    return "loop"
+        return "loop", mount_erofs(loops[0], target, loops[1:], read_ahead_kb=read_ahead_kb)

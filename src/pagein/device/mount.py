@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,27 +66,28 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 def mount_erofs(
     metadata: Path, target: Path, devices: Sequence[Path], *, read_ahead_kb: int | None = None
-) -> None:
+) -> list[str]:
     """Mount a split image: its metadata, and a device for each part that is not empty, in order.
 
     Each may be a regular file (kernel 6.12 with EROFS_FS_BACKED_BY_FILE; else DeviceError with
     ENOTBLK) or a block device. A container's root needs its device nodes and set-user-id programs,
     as on overlayfs, so neither is switched off. ``read_ahead_kb`` is set before anyone can have
-    opened a file: the kernel copies it at each open.
+    opened a file: the kernel copies it at each open. Returns the tree's backing devices, for
+    `set_read_ahead`.
     """
     for path in (metadata, *devices):
         learn_size(path)
     options = ",".join(f"device={_plain(device)}" for device in devices)
     with _new_bdis() as new:
         mount(str(metadata), target, "erofs", MS_RDONLY, options)
-    if read_ahead_kb is None:
-        return
     try:
-        for name in new or [_block_bdi(target)]:
-            _set_read_ahead(name, read_ahead_kb)
+        bdis = new or [_block_bdi(target)]
+        if read_ahead_kb is not None:
+            set_read_ahead(bdis, read_ahead_kb)
     except BaseException:
         unmount(target)
         raise
+    return bdis
 
 
 def learn_size(path: Path) -> None:
@@ -126,14 +127,21 @@ def _new_bdis() -> Iterator[list[str]]:
         os.close(folder)
 
 
-def _set_read_ahead(name: str, kilobytes: int) -> None:
-    setting = _BDI / name / "read_ahead_kb"
-    try:
-        setting.write_text(str(kilobytes))
-    except OSError as error:
-        raise DeviceError(
-            f"cannot set {setting}: {error.strerror}", errno=error.errno or errno.EIO
-        ) from None
+def set_read_ahead(bdis: Iterable[str], kilobytes: int) -> None:
+    """Set the read-ahead of backing devices; files that are open keep theirs. Raises DeviceError.
+
+    One that has gone, with its mount, is passed over.
+    """
+    for name in bdis:
+        setting = _BDI / name / "read_ahead_kb"
+        try:
+            setting.write_text(str(kilobytes))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DeviceError(
+                f"cannot set {setting}: {error.strerror}", errno=error.errno or errno.EIO
+            ) from None
 
 
 def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:

@@ -23,9 +23,12 @@ from pagein.format.media import (
     MANIFESTS,
     MEDIA_INDEX,
     MEDIA_PACK,
+    MEDIA_PROFILE,
     OCI_EMPTY,
     OCI_INDEX,
     OCI_MANIFEST,
+    OPTIMIZED_FROM,
+    PROFILE_TYPE,
     SERVES,
 )
 from pagein.format.platforms import Platform
@@ -40,6 +43,7 @@ MAX_BLOB: Final = (1 << 63) - 1
 MAX_LAYERS: Final = 1024
 EMPTY_DIGEST: Final = Digest.of(b"{}")
 _UNKNOWN: Final = Platform("unknown", "unknown")
+_CREATED: Final = "org.opencontainers.image.created"
 _MAX_DEPTH: Final = 64
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
@@ -84,6 +88,17 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     packs: tuple[Descriptor, ...]
     subject: Descriptor | None
     annotations: dict[str, str] = {}
+
+    @property
+    def is_optimized(self) -> bool:
+        """Whether it was made from another artifact, for a profile."""
+        return OPTIMIZED_FROM in self.annotations
+
+    @property
+    def optimized_from(self) -> Digest | None:
+        """The artifact that it was made from, if it was. Raises FormatError for a bad digest."""
+        found = self.annotations.get(OPTIMIZED_FROM)
+        return None if found is None else Digest.parse(found)
 
 
 class _Process(msgspec.Struct, frozen=True, rename="pascal"):
@@ -249,6 +264,20 @@ def parse_artifact(data: bytes) -> Artifact:
     return found
 
 
+def parse_profile_manifest(data: bytes) -> tuple[Descriptor, Digest]:
+    """Read the manifest of a pushed profile: its one layer, and the image that was recorded.
+
+    Raises FormatError.
+    """
+    manifest = _read(data, ImageManifest, "the manifest of a profile")
+    types = [layer.media_type for layer in manifest.layers]
+    if manifest.artifact_type != PROFILE_TYPE or types != [MEDIA_PROFILE]:
+        raise FormatError("not the manifest of a profile", field="artifactType")
+    if manifest.subject is None:
+        raise FormatError("a profile that refers to no image", field="subject")
+    return manifest.layers[0], manifest.subject.digest
+
+
 def parse_config(data: bytes) -> ImageConfig:
     """Read an image configuration. Raises FormatError."""
     config = _read(data, _Config, "the image configuration")
@@ -284,12 +313,26 @@ def build_artifact(
     annotations: dict[str, str] | None = None,
 ) -> bytes:
     """Write the artifact manifest: OCI 1.1, empty config, layers = index and then packs."""
+    return _referrer(ARTIFACT_TYPE, subject, [index, *packs], annotations)
+
+
+def build_profile_manifest(*, subject: Descriptor, profile: Descriptor, recorded: str) -> bytes:
+    """Write the manifest of a profile; ``recorded`` is when, as in the profile."""
+    return _referrer(PROFILE_TYPE, subject, [profile], {_CREATED: recorded})
+
+
+def _referrer(
+    artifact_type: str,
+    subject: Descriptor,
+    layers: list[Descriptor],
+    annotations: dict[str, str] | None,
+) -> bytes:
     document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "artifactType": ARTIFACT_TYPE,
+        "artifactType": artifact_type,
         "config": Descriptor(media_type=OCI_EMPTY, digest=EMPTY_DIGEST, size=2),
-        "layers": [index, *packs],
+        "layers": layers,
         "subject": subject,
     }
     if annotations:

@@ -7,10 +7,19 @@ from typing import Final
 MEDIA_INDEX: Final = "application/vnd.pagein.index.v1"
 MEDIA_PACK: Final = "application/vnd.pagein.pack.v1"
 ARTIFACT_TYPE: Final = "application/vnd.pagein.image.v1"
+PROFILE_TYPE: Final = "application/vnd.pagein.profile.v1"
+MEDIA_PROFILE: Final = "application/vnd.pagein.profile.v1+json"
 SERVES: Final = "vnd.pagein.serves"
 """Annotation of an artifact's entry in an image index: the digest of the manifest it serves."""
+
 OPTIMIZED_FROM: Final = "vnd.pagein.optimized-from"
-"""Annotation of an artifact with a hot region: the digest of the artifact it was made from."""
+"""Annotation of an artifact with a hot region: the digest of the artifact that it was made from."""
+
+PROFILE: Final = "vnd.pagein.profile"
+"""Beside it: the digest of the profile, several ones merged, in the form that pagein writes."""
+
+HOT_LEVEL: Final = "vnd.pagein.hot-level"
+"""Beside it: the zstd level of the hot region's copies, in decimal."""
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"

@@ -6,7 +6,9 @@ size, a version of its image (docs/reference/profile.md).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -21,6 +23,8 @@ MAX_PROFILE: Final = 64 << 20
 
 _PLAIN: Final = "/!#$&'()*+,:;<=>@[]^_`{|}~ "
 _MAX_SIZE: Final = (1 << 63) - 1
+_MAX_SECONDS: Final = 366 * 86400
+_RECORDED: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 
 class Touch(NamedTuple):
@@ -97,19 +101,39 @@ def _check(profile: Profile) -> None:
         _refuse(f"version {profile.version}; this pagein reads version {VERSION}")
     if not 0 <= profile.read_ahead_kb <= 16384:
         _refuse(f"a read-ahead of {profile.read_ahead_kb} KiB")
-    names = {file.name for file in profile.files}
-    if len(names) != len(profile.files):
+    if not _RECORDED.fullmatch(profile.recorded):
+        _refuse("the time of recording is not written as 2026-01-31T12:00:00Z")
+    if not 0 <= profile.seconds <= _MAX_SECONDS:
+        _refuse(f"a recording of {profile.seconds} s")
+    if len({file.name for file in profile.files}) != len(profile.files):
         _refuse("a file is listed twice")
-    if any(not 0 < file.size <= _MAX_SIZE for file in profile.files):
-        _refuse("a file without content")
+    for file in profile.files:
+        if not 0 < file.size <= _MAX_SIZE:
+            _refuse("a file without content")
+        if not file.name or file != ProfiledFile.of(file.path, file.size):
+            _refuse(f"the name {file.name[:80]!a} is not encoded as it should be")
     for touch in profile.touches:
-        if not 0 <= touch.file < len(profile.files):
-            _refuse(f"a touch of file {touch.file} of {len(profile.files)}")
-        size = profile.files[touch.file].size
-        if touch.offset < 0 or touch.length <= 0 or touch.offset + touch.length > size:
-            _refuse(f"{touch.length} bytes at {touch.offset} of a file of {size}")
-        if touch.offset % BLOCK_SIZE:
-            _refuse(f"a touch at {touch.offset}, which is no multiple of {BLOCK_SIZE}")
+        _check_touch(profile.files, touch)
+    _check_overlap(profile.touches)
+
+
+def _check_touch(files: tuple[ProfiledFile, ...], touch: Touch) -> None:
+    if not 0 <= touch.file < len(files):
+        _refuse(f"a touch of file {touch.file} of {len(files)}")
+    size, stop = files[touch.file].size, touch.offset + touch.length
+    if touch.offset < 0 or touch.length <= 0 or stop > size:
+        _refuse(f"{touch.length} bytes at {touch.offset} of a file of {size}")
+    if touch.offset % BLOCK_SIZE or (stop % BLOCK_SIZE and stop != size):
+        _refuse(f"{touch.length} bytes at {touch.offset} are no whole blocks of {BLOCK_SIZE}")
+    if not 0 <= touch.at_ms <= _MAX_SECONDS * 1000:
+        _refuse(f"a touch after {touch.at_ms} ms")
+
+
+def _check_overlap(touches: tuple[Touch, ...]) -> None:
+    ordered = sorted(touches)
+    for before, after in pairwise(ordered):
+        if before.file == after.file and before.offset + before.length > after.offset:
+            _refuse(f"byte {after.offset} of file {after.file} is touched twice")
 
 
 def _refuse(why: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Run a prepared bundle in the foreground, pass signals on, and leave nothing behind.
 
-Rule 1. The container's process has our stdin, stdout and stderr; we only wait.
+Rule 1. The container's process has our stdin, and our stdout and stderr or those it is given; we
+        only wait.
 Rule 2. A signal reaches the container once. Without a terminal the runtime gets a process group
         of its own, so that Ctrl-C, which the kernel sends to the whole foreground group, comes to
         us alone. With a terminal it must stay in the foreground group to read from it; there
@@ -17,7 +18,8 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -51,13 +53,16 @@ def run_container(
     tty: bool,
     stop_signal: str = "",
     hierarchy: Hierarchy | None = None,
+    output: Output | None = None,
+    on_start: Callable[[RunningContainer], None] | None = None,
 ) -> int:
     """Run the bundle to its end and return the exit code of its command.
 
     The runtime keeps its state in ``bundle/state``. Signals are passed on when called in the main
-    thread. ``stop_signal`` is sent when waiting itself is interrupted by an exception. Raises
-    UsageError where the container is there already, and RuntimeFailedError if the runtime refuses
-    the bundle; it has then said why on stderr, too.
+    thread. ``stop_signal`` is sent when waiting itself is interrupted by an exception. ``output``
+    takes the place of our stdout and stderr; ``on_start`` is given what another thread can end the
+    container with. Raises UsageError where the container is there already, and RuntimeFailedError
+    if the runtime refuses the bundle; it has then said why on stderr, too.
     """
     stop = parse_signal(stop_signal)
     base = runtime_command(runtime, hierarchy or detect_hierarchy(), bundle / "state")
@@ -70,12 +75,16 @@ def run_container(
     words = [*base, "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle)]
     with _Forwarder() as forwarder, contextlib.ExitStack() as at_end:
         at_end.callback(_delete, base, bundle / "state", container_id)
-        child = _start(runtime, [*words, container_id], own_group=not tty)
-        forwarder.attach(child, [*base, "kill", container_id, "KILL"])
+        kill = [*base, "kill", container_id, "KILL"]
+        child = _start(runtime, [*words, container_id], output or Output(), own_group=not tty)
+        forwarder.attach(child, kill)
+        running = RunningContainer(child, stop, kill, forwarder)
         try:
+            if on_start is not None:
+                on_start(running)
             status = child.wait()
         except BaseException:
-            _stop(child, stop, [*base, "kill", container_id, "KILL"])
+            running.stop()
             raise
     return _exit_code(runtime, status, log)
 
@@ -102,6 +111,14 @@ def parse_signal(text: str) -> signal.Signals:
         raise RuntimeFailedError(f"the image's stop signal is unknown: {text[:40]!r}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Descriptors for the container's stdout and stderr; None: ours."""
+
+    stdout: int | None = None
+    stderr: int | None = None
+
+
 class _Forwarder:
     """While entered, signals that would end us go to the runtime, which hands them on."""
 
@@ -109,7 +126,7 @@ class _Forwarder:
         self._child: subprocess.Popen[bytes] | None = None
         self._kill: list[str] = []
         self._early: list[int] = []
-        self._endings = 0
+        self.endings = 0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> _Forwarder:
@@ -133,31 +150,59 @@ class _Forwarder:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in (signal.SIGINT, signal.SIGTERM):
-            self._endings += 1
+            self.endings += 1
         if self._child is None:
             self._early.append(number)
-        elif self._endings >= _ASKED_TO_END_TOO_OFTEN:
+        elif self.endings >= _ASKED_TO_END_TOO_OFTEN:
             _quietly(self._kill)
         else:
             self._child.send_signal(number)
 
 
-def _start(runtime: Runtime, words: list[str], *, own_group: bool) -> subprocess.Popen[bytes]:
+class RunningContainer:
+    """A container that runs, for whoever ends it before its command does. Thread-safe."""
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        signal_number: signal.Signals,
+        kill: list[str],
+        forwarder: _Forwarder,
+    ) -> None:
+        self._child = child
+        self._signal = signal_number
+        self._kill = kill
+        self._forwarder = forwarder
+
+    @property
+    def was_asked_to_end(self) -> bool:
+        """Whether SIGINT or SIGTERM came to us, and so to the container."""
+        return self._forwarder.endings > 0
+
+    def stop(self, grace_s: float = _STOP_S) -> None:
+        """Send the image's stop signal, and SIGKILL after a grace; return when it has ended."""
+        self._child.send_signal(self._signal)
+        try:
+            self._child.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            _quietly(self._kill)
+            self._child.wait()
+
+
+def _start(
+    runtime: Runtime, words: list[str], output: Output, *, own_group: bool
+) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(words, process_group=0 if own_group else None)
+        return subprocess.Popen(
+            words,
+            process_group=0 if own_group else None,
+            stdout=output.stdout,
+            stderr=output.stderr,
+        )
     except OSError as error:
         raise RuntimeFailedError(
             f"cannot start {runtime.name}: {error.strerror}", hint=f"is {words[0]} installed?"
         ) from error
-
-
-def _stop(child: subprocess.Popen[bytes], stop: signal.Signals, kill: list[str]) -> None:
-    child.send_signal(stop)
-    try:
-        child.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        _quietly(kill)
-        child.wait()
 
 
 def _delete(base: list[str], state: Path, container_id: str) -> None:

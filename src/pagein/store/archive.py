@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 from pagein.errors import FormatError, NotFoundError, UsageError
 from pagein.format.manifest import MAX_LAYERS, MAX_MANIFEST, parse_config
 from pagein.format.media import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
-from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
+from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, referring
 from pagein.store.repository import ManifestBlob
 from pagein.store.tar_members import TarMembers
 from pagein.store.verified import read_verified, verified_reader
@@ -83,12 +83,11 @@ class OciArchiveRepository:
         return self._tar.pread(_blob(digest), span)
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
-        """Digests of the manifests in index.json whose subject is ``subject``, newest last."""
-        return [
-            digest
-            for digest in self._listing.artifacts(artifact_type)
-            if subject_of(self.read_blob(digest, limit=MAX_MANIFEST)) == str(subject)
-        ]
+        """Digests of the manifests in index.json whose subject is ``subject``, newest last, but
+        optimized ones behind all others."""
+        candidates = self._listing.artifacts(artifact_type)
+        manifests = {one: self.read_blob(one, limit=MAX_MANIFEST) for one in candidates}
+        return referring(manifests, subject)
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are, in order of index.json."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pagein.types import Buffer
@@ -26,14 +25,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@dataclass(slots=True)
-class Unnamed:
-    """A file that is being written. ``path`` is where it goes, known at the latest at its end."""
-
-    descriptor: int
-    path: Path | None = None
-
-
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o600) -> Iterator[int]:
     """Yield a descriptor to write the new content to; at the end it takes ``path``'s place.
@@ -41,29 +32,20 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[int]:
     tmp in the same folder, write, fsync, rename, fsync(folder). On any error the temporary file is
     removed and ``path`` is untouched.
     """
-    with naming_later(temporary_beside(path), mode=mode) as file:
-        file.path = path
-        yield file.descriptor
-
-
-@contextlib.contextmanager
-def naming_later(temporary: Path, *, mode: int = 0o600) -> Iterator[Unnamed]:
-    """As `replacing`, for a file whose name, in the same folder, is known when it is written."""
+    temporary = temporary_beside(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        file = Unnamed(descriptor)
         try:
-            yield file
+            yield descriptor
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        assert file.path is not None
-        temporary.replace(file.path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    sync_folder(temporary.parent)
+    sync_folder(path.parent)
 
 
 def write_all(descriptor: int, data: Buffer) -> None:

@@ -57,6 +57,7 @@ class LazyImage:
         local: LocalSectors,
         *,
         read_ahead: bool = True,
+        hot_sectors: int = 0,
     ) -> None:
         if not is_sector_size(sector_size):
             raise FormatError(f"not a sector size: {sector_size}", field="sector_size")
@@ -67,6 +68,9 @@ class LazyImage:
         self._shift = sector_size.bit_length() - 1
         self._mask = sector_size - 1
         self._size = len(sectors) * sector_size
+        # A hot region comes by itself, in order. Whoever reads to its end has no use for what lies
+        # behind it.
+        self._ahead_from = hot_sectors * sector_size
         self._ahead = (
             ReadAhead(sector_size=sector_size, sectors=len(sectors)) if read_ahead else None
         )
@@ -149,7 +153,9 @@ class LazyImage:
 
     def _look_ahead(self, offset: int, length: int) -> None:
         """Start fetching what a forward reader will want. Only a hint: never waits."""
-        if self._ahead is None or not self._ahead_lock.acquire(blocking=False):
+        if self._ahead is None or offset < self._ahead_from:
+            return
+        if not self._ahead_lock.acquire(blocking=False):
             return
         try:
             wanted = self._ahead.observe(offset, length)

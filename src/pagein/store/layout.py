@@ -18,9 +18,10 @@ from typing import Any, BinaryIO, Final
 
 from pagein.errors import FormatError, NotFoundError, PageinError, UsageError
 from pagein.format.manifest import MAX_MANIFEST
-from pagein.store.atomic import naming_later, replacing, temporary_beside, write_all, write_durably
-from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, subject_of
-from pagein.store.repository import GrowingBlob, ManifestBlob, Progress, no_progress
+from pagein.format.media import OPTIMIZED_FROM
+from pagein.store.atomic import replacing, write_all, write_durably
+from pagein.store.listing import MAX_LISTING, Listing, manifest_blob, referring
+from pagein.store.repository import ManifestBlob, Progress, no_progress
 from pagein.store.verified import read_verified, verified_reader
 from pagein.types import Buffer, ByteRange, Digest
 
@@ -116,16 +117,14 @@ class LayoutRepository:
         return data
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
-        """Digests of the manifests in index.json whose subject is ``subject``, newest last."""
+        """Digests of the manifests in index.json whose subject is ``subject``, newest last, but
+        optimized ones behind all others."""
         try:
             candidates = self._listing().artifacts(artifact_type)
         except NotFoundError:
             return []
-        return [
-            digest
-            for digest in candidates
-            if subject_of(self.read_blob(digest, limit=MAX_MANIFEST)) == str(subject)
-        ]
+        manifests = {one: self.read_blob(one, limit=MAX_MANIFEST) for one in candidates}
+        return referring(manifests, subject)
 
     def tags(self) -> Iterator[str]:
         """Yield the tags there are, in order of index.json."""
@@ -158,22 +157,6 @@ class LayoutRepository:
                 raise FormatError(f"the bytes are not those of {digest}", field="digest")
         return True
 
-    def put_growing(self, blob: GrowingBlob, /) -> None:
-        """Store a blob as it is made. Raises FormatError if the bytes are not the digest's."""
-        with self._writing():
-            self._create()
-            hasher, at = hashlib.sha256(), 0
-            temporary = temporary_beside(self._path / "blobs" / "sha256" / "growing")
-            with naming_later(temporary, mode=0o644) as target:
-                while piece := blob.read(at, _PIECE):
-                    hasher.update(piece)
-                    write_all(target.descriptor, piece)
-                    at += len(piece)
-                digest = blob.digest()
-                if hasher.hexdigest() != digest.hex:
-                    raise FormatError(f"the bytes are not those of {digest}", field="digest")
-                target.path = self._blob(digest)
-
     def put_manifest(self, manifest: ManifestBlob, /, *, tag: str | None = None) -> None:
         """Store a manifest, and list it in index.json: under a tag, or without a name."""
         self.put_blob(manifest.digest, manifest.data)
@@ -185,6 +168,8 @@ class LayoutRepository:
         }
         if document.get("artifactType"):
             entry["artifactType"] = document["artifactType"]
+        if plain := (document.get("annotations") or {}).get(OPTIMIZED_FROM):
+            entry["annotations"] = {OPTIMIZED_FROM: plain}
         with self._writing(), self._locked():
             self._write_listing(self._listing().adding(entry, tag=tag))
 

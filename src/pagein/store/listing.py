@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pagein.errors import FormatError, NotFoundError, UsageError
-from pagein.format.media import OCI_INDEX, OCI_MANIFEST
+from pagein.format.media import OCI_INDEX, OCI_MANIFEST, OPTIMIZED_FROM
 from pagein.store.repository import ManifestBlob
 from pagein.types import Digest
 
@@ -48,6 +48,17 @@ def subject_of(data: bytes) -> str | None:
     """Return the digest that a manifest names as its subject."""
     subject = _document(data).get("subject")
     return subject.get("digest") if isinstance(subject, dict) else None
+
+
+def referring(manifests: Mapping[Digest, bytes], subject: Digest) -> list[Digest]:
+    """Return which manifests refer to ``subject``, in their order, but optimized ones last."""
+    found = [one for one, data in manifests.items() if subject_of(data) == str(subject)]
+    return sorted(found, key=lambda digest: _is_optimized(manifests[digest]))
+
+
+def _is_optimized(manifest: bytes) -> bool:
+    annotations = _document(manifest).get("annotations")
+    return isinstance(annotations, dict) and OPTIMIZED_FROM in annotations
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +102,10 @@ class Listing:
 
     def only(self) -> Digest:
         """Return what the place is when no tag is given: its one tagged image, else its one image,
-        else its one artifact. Raises UsageError where there are several."""
+        else its one artifact, as optimized last. Raises UsageError where there are several."""
         images = [entry for entry in self.entries if not entry.get("artifactType")]
         named = [entry for entry in images if tag_of(entry) is not None]
-        candidates = {entry["digest"] for entry in named or images or self.entries}
+        candidates = _current(named or images or self.entries)
         if not candidates:
             raise NotFoundError(f"{self.place} holds no image")
         if len(candidates) > 1:
@@ -130,6 +141,18 @@ class Listing:
     def _choices(self) -> str:
         tags = list(self.tags())
         return f"name one of its tags: {', '.join(tags[:20])}" if tags else "it has no tags"
+
+
+def _current(entries: Iterable[Entry]) -> set[str]:
+    """Return the digests of entries, of an artifact and what it was optimized to only the last."""
+    latest: dict[str, str] = {}
+    for entry in entries:
+        plain = (entry.get("annotations") or {}).get(OPTIMIZED_FROM)
+        if plain is None:
+            latest.setdefault(entry["digest"], entry["digest"])
+        else:
+            latest[str(plain)] = entry["digest"]
+    return set(latest.values())
 
 
 def _without(tag: str, old: Entry, new: Entry) -> list[Entry]:

@@ -88,6 +88,11 @@ class FetchPool:
                 self._changed.wait(left)
             return not self._closed
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the pool was closed: what runs should come to its end."""
+        return self._closed
+
     def close(self) -> None:
         """Give up what waits, let what runs end, and end the threads. Idempotent."""
         with self._changed:

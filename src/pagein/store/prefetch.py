@@ -26,10 +26,12 @@ def hydrate(
     *,
     kind: Kind = Kind.HYDRATE,
     in_flight: int = _IN_FLIGHT,
+    go_on: Callable[[int], bool] | None = None,
 ) -> int:
     """Fetch and keep every sector, in the order of the packs; return the stored bytes of all.
 
-    What is on disk already is verified. Raises the first error of a source.
+    What is on disk already is verified. ``go_on`` is called with the stored bytes of each run that
+    was asked for; it may sleep, and ends all with False. Raises the first error of a source.
     """
     wanted = in_pack_order(image)
     total = sum(ref.stored for ref in wanted)
@@ -39,6 +41,8 @@ def hydrate(
     done = total - sum(ref.stored for ref in missing)
     for run in runs(missing):
         flights.extend(image.source.begin_run(run, kind=kind))
+        if go_on is not None and not go_on(sum(ref.stored for ref in run)):
+            return total
         while len(flights) >= in_flight:
             done += _landed(flights.popleft())
             progress(done, total)

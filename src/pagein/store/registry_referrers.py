@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pagein.errors import FormatError, NotFoundError, RemoteError, RemoteUnavailableError
+from pagein.format.media import OPTIMIZED_FROM
 from pagein.store.registry_auth import read_limited
 from pagein.store.registry_session import RegistrySession
 from pagein.store.repository import ManifestBlob
@@ -49,14 +50,14 @@ class Referrers:
         self._without_api = False
 
     def find(self, subject: Digest, artifact_type: str) -> list[Digest]:
-        """Digests of one artifact type, newest last; empty if none."""
+        """Digests of one artifact type, newest last, but optimized ones behind all others."""
         found: list[Referrer] | None = None
         if not self._without_api:
             found = self._from_api(subject, artifact_type)
         if found is None:
             index = self._fallback(subject)
             found = [] if index is None else parse_referrers(index)
-        return select_referrers(found, artifact_type)
+        return select_referrers(found, artifact_type, preferred=OPTIMIZED_FROM)
 
     def _from_api(self, subject: Digest, artifact_type: str) -> list[Referrer] | None:
         url: str | None = self._session.endpoint.referrers(subject, artifact_type)

@@ -63,7 +63,10 @@ class Repository(Protocol):
         ...
 
     def referrers(self, subject: Digest, /, *, artifact_type: str) -> list[Digest]:
-        """Digests of manifests whose ``subject`` is ``subject``, newest last; empty if none."""
+        """Digests of manifests whose ``subject`` is ``subject``, newest last; empty if none.
+
+        Those with the annotation `OPTIMIZED_FROM` come behind all others.
+        """
         ...
 
     def tags(self) -> Iterator[str]:

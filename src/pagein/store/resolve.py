@@ -1,8 +1,9 @@
 """From a reference to the source image, and to the artifact that serves it (docs/format.md).
 
 An artifact is looked for in this order: the reference names it itself; the tag's image index lists
-it; the registry names it as a referrer of the image. By digest of the artifact, artifact manifest
-and index are the only two fetches.
+it; the registry names it as a referrer of the image. Of several, an optimized one goes before those
+without a hot region. By digest of the artifact, artifact manifest and index are the only two
+fetches.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def resolve(
 
 
 def find_artifact(repository: Repository, source: SourceImage) -> FoundArtifact | None:
-    """Return the artifact that serves an image: bound in its index, or the newest referrer."""
+    """Return the artifact that serves an image: bound in its index, or a referrer.
+
+    The last one that is there: of referrers, places list optimized ones behind all others.
+    """
     served = source.blob.digest
     bound = source.listed_in.manifests if source.listed_in else ()
     candidates = [entry.digest for entry in bound if serves(entry) == served]
@@ -123,6 +127,24 @@ def find_artifact(repository: Repository, source: SourceImage) -> FoundArtifact 
             )
         return FoundArtifact(digest, artifact, blob.data)
     return None
+
+
+def plain_artifact(repository: Repository, found: FoundArtifact) -> FoundArtifact:
+    """Return the artifact without a hot region that ``found`` was made from, or ``found`` itself.
+
+    Raises NotFoundError where it is gone.
+    """
+    digest = found.artifact.optimized_from
+    if digest is None:
+        return found
+    try:
+        blob = repository.manifest(digest)
+    except NotFoundError:
+        raise NotFoundError(
+            f"{found.digest} was optimized from {digest}, which is not in {repository.name} now",
+            hint="convert the image again with --profile",
+        ) from None
+    return FoundArtifact(digest, parse_artifact(blob.data), blob.data)
 
 
 def load_index(repository: Repository, found: FoundArtifact) -> Index:

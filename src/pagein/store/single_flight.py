@@ -122,6 +122,9 @@ class SingleFlightSource:
                 flight = left.pop(sector.digest.hex)
                 flight.sector = sector
                 self._land(flight)
+                if self._pool.is_closed:  # nobody waits: the image's end must not wait either
+                    self._give_up_all(list(left.values()))
+                    return
         except BaseException as error:
             if kind is Kind.READ_AHEAD and getattr(error, "transient", False):
                 for flight in left.values():  # one try is all that a guess is worth

@@ -67,6 +67,7 @@ class ReadPath:
         threads: ReadThreads | None = None,
         read_timeout_s: float = 60.0,
         read_ahead: bool = True,
+        hot_sectors: int = 0,
         backoff: Backoff | None = None,
         observer: Observer = ignore,
     ) -> None:
@@ -83,7 +84,14 @@ class ReadPath:
         )
         self.local = CachingSource(retrying, cache, observer=observer, defer=used.writing.submit)
         self.source = SingleFlightSource(self.local, used.fetching, timeout_s=read_timeout_s)
-        self.image = LazyImage(sectors, sector_size, self.source, self.local, read_ahead=read_ahead)
+        self.image = LazyImage(
+            sectors,
+            sector_size,
+            self.source,
+            self.local,
+            read_ahead=read_ahead,
+            hot_sectors=hot_sectors,
+        )
 
     def __enter__(self) -> ReadPath:
         return self

@@ -25,11 +25,12 @@ _SCHEMA_1: Final = "application/vnd.docker.distribution.manifest.v1"
 
 @dataclass(frozen=True, slots=True)
 class Referrer:
-    """One entry of a list of referrers."""
+    """One entry of a list of referrers. ``marks``: the names of its annotations."""
 
     digest: Digest
     artifact_type: str
     created: str
+    marks: frozenset[str] = frozenset()
 
 
 class _Descriptor(msgspec.Struct, rename="camel"):
@@ -171,17 +172,21 @@ def parse_referrers(data: bytes) -> list[Referrer]:
             digest = Digest.parse(descriptor.digest)
         except (msgspec.ValidationError, FormatError):
             continue  # one bad or foreign (sha512) entry must not hide the others
-        created = (descriptor.annotations or {}).get(_CREATED, "")
-        found.append(Referrer(digest, descriptor.artifact_type or "", created))
+        notes = descriptor.annotations or {}
+        kind, created = descriptor.artifact_type or "", notes.get(_CREATED, "")
+        found.append(Referrer(digest, kind, created, frozenset(notes)))
     return found
 
 
-def select_referrers(found: list[Referrer], artifact_type: str) -> list[Digest]:
+def select_referrers(
+    found: list[Referrer], artifact_type: str, *, preferred: str = ""
+) -> list[Digest]:
     """Return the digests of one artifact type, each once, newest last.
 
-    Age is the ``created`` annotation where there is one (RFC 3339 in UTC sorts as text), else
-    the order in the list: the fallback index grows at its end.
+    Those that have an annotation of the name ``preferred`` come behind all others. Age is the
+    ``created`` annotation where there is one (RFC 3339 in UTC sorts as text), else the order in
+    the list: the fallback index grows at its end.
     """
     matching = [referrer for referrer in found if referrer.artifact_type == artifact_type]
-    matching.sort(key=lambda referrer: referrer.created)
+    matching.sort(key=lambda referrer: (preferred in referrer.marks, referrer.created))
     return list(dict.fromkeys(referrer.digest for referrer in matching))

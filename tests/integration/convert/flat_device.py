@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pagein.build.report import Converted
+from pagein.build.report import Converted, Optimized
 from pagein.format.index import Index, decode_index
 from pagein.types import Encoding
 
@@ -20,7 +20,7 @@ def blob(layout: Path, digest: str) -> Path:
     return layout / "blobs/sha256" / digest.removeprefix("sha256:")
 
 
-def index_of(layout: Path, done: Converted) -> Index:
+def index_of(layout: Path, done: Converted | Optimized) -> Index:
     """Decode the index that a conversion stored."""
     return decode_index(blob(layout, str(done.index)).read_bytes())
 
@@ -44,7 +44,21 @@ def write_device(layout: Path, index: Index, path: Path) -> Path:
     return path
 
 
-def extract(layout: Path, done: Converted, work: Path) -> Path:
+def split_body(index: Index, device: Path, folder: Path) -> list[Path]:
+    """Write each part of the body that is not empty into a file of its own, the hot one first."""
+    parts = []
+    with device.open("rb") as source:
+        source.seek(index.metadata_sectors * index.sector_size)
+        for name, sectors in (("hot", index.hot_sectors), ("data", index.data_sectors)):
+            if sectors:
+                parts.append(folder / name)
+                with parts[-1].open("wb") as target:
+                    for _ in range(sectors):
+                        target.write(source.read(index.sector_size))
+    return parts
+
+
+def extract(layout: Path, done: Converted | Optimized, work: Path) -> Path:
     """Unpack a converted image with fsck.erofs, which also checks it.
 
     erofs-utils 1.5 reads chunks from the file of their device slot, and all else from the flat one.
@@ -53,11 +67,10 @@ def extract(layout: Path, done: Converted, work: Path) -> Path:
         pytest.skip("needs fsck.erofs")
     work.mkdir(parents=True, exist_ok=True)
     index = index_of(layout, done)
-    device, body = write_device(layout, index, work / "device"), work / "body"
-    with device.open("rb") as source, body.open("wb") as target:
-        source.seek(index.metadata_sectors * index.sector_size)
-        shutil.copyfileobj(source, target)
+    device = write_device(layout, index, work / "device")
+    parts = split_body(index, device, work)
     tree = work / "tree"
-    command = ["fsck.erofs", f"--device={body}", f"--extract={tree}", str(device)]
+    devices = [f"--device={part}" for part in parts]
+    command = ["fsck.erofs", *devices, f"--extract={tree}", str(device)]
     subprocess.run(command, check=True, capture_output=True)
     return tree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from itertools import pairwise
@@ -21,11 +20,11 @@ from pagein.errors import NotFoundError, UsageError
 from pagein.format.manifest import ImageManifest, parse_manifest
 from pagein.store.layout import LayoutRepository
 from pagein.store.registry import RegistryRepository
-from pagein.store.repository import ManifestBlob, WritableRepository
+from pagein.store.repository import WritableRepository
 from pagein.testing.docker_registry import DockerRegistry
 from pagein.testing.registry import FakeRegistry
 from pagein.transport.http import HttpTransport
-from pagein.types import Digest, ImageName
+from pagein.types import ImageName
 
 SECTOR = 256 << 10
 
@@ -407,24 +406,3 @@ def test_an_artifact_bound_elsewhere_is_not_taken_for_one_here(
     target = LayoutRepository(tmp_path / "target")
     converted(layout, "v1", target, tag="v1")
     assert isinstance(make(layout, "v1", target, tag="v1"), Reused)
-
-
-def test_an_optimized_artifact_counts_while_the_one_it_was_made_from_is_there(
-    layout: Layout,
-) -> None:
-    plain = converted(layout, "v1")
-    repository = LayoutRepository(layout.path)
-    data = repository.manifest(plain.artifact).data
-    annotations = f'"annotations":{{"vnd.pagein.optimized-from":"{plain.artifact}"}},'
-    data = data.replace(b"{", b"{" + annotations.encode(), 1)
-    optimized = ManifestBlob(
-        "application/vnd.oci.image.manifest.v1+json",
-        Digest(hashlib.sha256(data).hexdigest()),
-        data,
-    )
-    repository.put_manifest(optimized)
-    assert isinstance(make(layout, "v1"), Reused)
-    base = converted(layout, "v2", base=(NamedBase(repository, "v1"),))
-    assert base.reused_size > 3_000_000
-    (layout.path / "blobs/sha256" / plain.artifact.hex).unlink()
-    assert isinstance(make(layout, "v1"), Converted)

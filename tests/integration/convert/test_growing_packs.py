@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +46,7 @@ def layout(tmp_path: Path) -> Layout:
     return made
 
 
-def convert(layout: Layout, tag: str, target: RegistryRepository | LayoutRepository) -> Converted:
+def convert(layout: Layout, tag: str, target: RegistryRepository) -> Converted:
     options = ConvertOptions(sector_size=SECTOR, jobs=2, scratch=layout.path.parent / "scratch")
     done = publish(LayoutRepository(layout.path), tag, target, options, force=True)
     converted = done.images[0].converted
@@ -103,33 +102,6 @@ def test_a_conversion_that_fails_ends_the_upload_and_leaves_no_blob(
         assert registry.content("app").blobs == {}
         assert registry.content("app").manifests == {}
     assert list((layout.path.parent / "scratch").iterdir()) == []
-
-
-def test_a_layout_takes_packs_as_they_grow_and_keeps_nothing_of_those_that_fail(
-    layout: Layout, tmp_path: Path
-) -> None:
-    plain = convert(layout, "v1", LayoutRepository(layout.path))
-    target = tmp_path / "target"
-    done = convert(layout, "v1", LayoutRepository(target))
-    assert done.artifact == plain.artifact
-    for pack in done.packs:
-        data = (target / "blobs/sha256" / pack.digest.hex).read_bytes()
-        assert hashlib.sha256(data).hexdigest() == pack.digest.hex
-    before = sorted(path.name for path in (target / "blobs/sha256").iterdir())
-    with pytest.raises(FormatError, match="config promises"):
-        convert(layout, "bad", LayoutRepository(target))
-    assert sorted(path.name for path in (target / "blobs/sha256").iterdir()) == before
-
-
-def test_a_layout_refuses_a_growing_blob_that_is_not_its_digests(tmp_path: Path) -> None:
-    path = tmp_path / "pack"
-    path.write_bytes(b"1")
-    pack = GrowingPack(path)
-    pack.grew(1)
-    pack.finish(Digest.of(b"2"))
-    with pytest.raises(FormatError, match="not those of"):
-        LayoutRepository(tmp_path / "target").put_growing(pack)
-    assert list((tmp_path / "target/blobs/sha256").iterdir()) == []
 
 
 def test_a_reader_waits_for_bytes_and_then_for_the_digest(tmp_path: Path) -> None:

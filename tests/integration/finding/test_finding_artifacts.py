@@ -60,6 +60,7 @@ class Sample:
     def artifact(
         self, subject: ManifestBlob, *, tag: str | None = None, note: str = "", **index: Any
     ) -> ManifestBlob:
+        notes = {name: index.pop(name) for name in list(index) if name.startswith("vnd.")}
         blob = encode_index(small_index(**{"source": subject.digest, **index}))
         document = {
             "schemaVersion": 2,
@@ -71,7 +72,7 @@ class Sample:
                 self.blob(PACK, "application/vnd.pagein.pack.v1"),
             ],
             "subject": entry(subject),
-            "annotations": {"note": note},
+            "annotations": {"note": note, **notes},
         }
         return self.content.add_manifest(document, tag=tag)
 
@@ -193,6 +194,32 @@ def test_a_referrer_is_found_last_and_the_newest_one_counts(sample: Sample) -> N
     found = resolve(sample.repository, "v1", AMD64)
     assert found.artifact is not None
     assert found.artifact.digest == newer.digest
+    assert len(sample.fetched()) in (3, 4)  # one more where the API is asked for in vain
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+def test_an_optimized_artifact_goes_before_plain_ones_in_whatever_order_they_are_listed(
+    sample: Sample, order: tuple[int, ...]
+) -> None:
+    image = sample.image(tag="v1")
+    optimized = {"vnd.pagein.optimized-from": f"sha256:{'0' * 64}"}
+    made: dict[int, ManifestBlob] = {}
+    for number in order:
+        kind = optimized if number == 1 else {}
+        made[number] = sample.artifact(image, note=str(number), **kind)
+    if not sample.registry.referrers_api:
+        entries = [
+            entry(
+                made[number],
+                artifactType="application/vnd.pagein.image.v1",
+                annotations=json.loads(made[number].data)["annotations"],
+            )
+            for number in order
+        ]
+        sample.listing(*entries, tag=f"sha256-{image.digest.hex}")
+    found = resolve(sample.repository, "v1", AMD64)
+    assert found.artifact is not None
+    assert found.artifact.digest == made[1].digest
     assert len(sample.fetched()) in (3, 4)  # one more where the API is asked for in vain
 
 
