@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,16 +164,39 @@ def erofs_read_aheads() -> dict[str, int]:
     }
 
 
-def test_a_start_that_leaves_its_profile_gets_the_read_ahead_of_every_day(
+def test_a_start_keeps_the_read_ahead_that_its_profile_was_recorded_with(
+    node: NodeUnderTest, registry: DockerRegistry
+):
+    others = erofs_read_aheads()
+    with node.mounted(f"{registry.host}/app:v1"):
+        (bdi,) = set(erofs_read_aheads()) - set(others)
+        assert erofs_read_aheads()[bdi] == 0
+
+
+@pytest.mark.slow
+def test_a_start_that_is_over_gets_the_read_ahead_of_every_day(
     node: NodeUnderTest, registry: DockerRegistry
 ):
     others = erofs_read_aheads()
     with node.mounted(f"{registry.host}/app:v1") as target:
         (bdi,) = set(erofs_read_aheads()) - set(others)
-        touch(target / "data/big")
+        time.sleep(29)
         assert erofs_read_aheads()[bdi] == 0
-        touch(target / "data/big", range(400, 700))
         wait_until(lambda: erofs_read_aheads()[bdi] == 256)
+        touch(target / "data/big", range(768))
+
+
+def test_a_start_that_leaves_its_profile_does_not_read_page_by_page(
+    node: NodeUnderTest, registry: DockerRegistry
+):
+    app = f"{registry.host}/app:v1"
+    with node.mounted(app) as target:
+        wait_until(lambda: is_streamed(node, app))
+        before = figures(node)["reads"]
+        assert (target / "data/big").read_bytes() == BIG
+        after = figures(node)["reads"]
+    cold = len(BIG) // BLOCK - len(HOT_BLOCKS)
+    assert 0 < after - before < cold // 4
 
 
 def test_a_loop_device_of_an_optimized_image_reads_right(
