@@ -98,12 +98,12 @@ address = "{self.folder}/ttrpc.sock"
 """
         )
         self._log = (self.folder / "log").open("wb")
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             ["containerd", "--config", config], stdout=self._log, stderr=self._log
         )
         deadline = time.monotonic() + 20
         while subprocess.run(self.ctr("version"), capture_output=True, check=False).returncode:
-            if time.monotonic() > deadline or self._process.poll() is not None:
+            if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(f"containerd did not start: {self.folder / 'log'}")
             time.sleep(0.05)
         return self
@@ -113,8 +113,8 @@ address = "{self.folder}/ttrpc.sock"
         return ["ctr", "--address", str(self.socket), *words]
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self.process.terminate()
+        self.process.wait()
         self._log.close()
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in sorted((m for m in mounts if m.startswith(str(self.folder))), reverse=True):

@@ -1,109 +1,110 @@
-"""Build the benchmark images as OCI layouts, out of Debian and PyPI packages.
+"""The benchmark images, one or more of each class of HelloBench, and the command that builds them.
 
-    python bench/images.py --out DIR debian-python scipy torch-cuda
+    python bench/images.py --out DIR debian-python nginx torch-cuda
 
-Each image is a tag of one layout `DIR/layout`; they share their lower layers, as real images do.
-Needs root, debootstrap, umoci and pigz. What is there already is not built again.
+Made of Debian, PyPI and npm packages. Each image is a tag of one layout `DIR/layout`; they share
+their lower layers, as real images do. Beside it, `DIR/trees/NAME` is the image unpacked, which is
+what a start from the local disk uses. What is there already is not built again. Needs root,
+debootstrap, umoci, pigz and npm.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-SITE = "usr/local/lib/python3.11/dist-packages"
-"""Where Debian 12's own python3 looks for packages that apt did not install."""
+WEB_APP = """\
+import signal
+import sys
+
+from flask import Flask, jsonify
+
+app = Flask(__name__)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the first process of a container needs one
+
+
+@app.get("/health")
+def health():
+    return jsonify(status="ready")
+
+
+if __name__ == "__main__":
+    app.run(host="127.0.0.1", port=20081)
+"""
+NODE_SERVER = """\
+const app = require('express')();
+app.get('/health', (request, answer) => answer.json({status: 'ready'}));
+app.listen(20082, '127.0.0.1', () => console.log('listening'));
+process.on('SIGTERM', () => process.exit(0));
+"""
+HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n'
+HELLO_JAVA = """\
+import java.util.stream.IntStream;
+
+class Hello {
+    public static void main(String[] words) {
+        System.out.println(IntStream.of(40, 2).sum());
+    }
+}
+"""
+NGINX_CONF = """\
+daemon off;
+events {}
+http { server { listen 127.0.0.1:20080; location /health { return 200 'ready'; } } }
+"""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image: what it stands on, and the wheels its own layer holds."""
+    """One image: its class, what it stands on, and what its own layer holds.
 
-    base: str | None
+    ``debian``, ``wheels`` and ``npm`` are packages; ``files`` maps paths to text; ``model``: a
+    transformer with random weights, which the image below it makes and saves as safetensors.
+    """
+
+    kind: str
+    base: str | None = "debian-python"
+    debian: tuple[str, ...] = ()
     wheels: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    model: bool = False
 
 
 IMAGES = {
-    "debian-python": Image(None),
-    "scipy": Image("debian-python", ("numpy", "scipy", "pandas", "scikit-learn")),
-    "torch-cuda": Image("debian-python", ("torch", "numpy", "transformers", "safetensors")),
-}
-
-
-def run(*command: str | Path) -> None:
-    """Run a command and stop at its first failure."""
-    subprocess.run([str(word) for word in command], check=True)
-
-
-def build_base(root: Path) -> None:
-    """Install a minimal Debian 12 with python3."""
-    run("debootstrap", "--variant=minbase", "--include=python3,ca-certificates", "bookworm", root)
-    for litter in ("var/cache/apt/archives", "var/lib/apt/lists"):
-        shutil.rmtree(root / litter, ignore_errors=True)
-        (root / litter).mkdir()
-    for node in ("dev/console", "dev/null"):
-        (root / node).unlink(missing_ok=True)
-
-
-def build_wheels(root: Path, wheels: tuple[str, ...]) -> None:
-    """Install wheels into an empty tree, as a layer of their own, byte-compiled as pip does."""
-    target = root / SITE
-    target.mkdir(parents=True)
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--python-version", "3.11",
-        "--only-binary=:all:", "--target", target, *wheels)  # fmt: skip
-    # Some wheels ship templates that are no Python 3: what does not compile stays a source file.
-    subprocess.run([sys.executable, "-m", "compileall", "-qq", target], check=False)
-
-
-def pack_layer(root: Path, archive: Path) -> None:
-    """Write a tree as a plain tar with owners, times and xattrs; umoci compresses it."""
-    run("tar", "--sort=name", "--format=pax", "--xattrs", "--numeric-owner", "-C", root,
-        "-cf", archive, ".")  # fmt: skip
-
-
-def build(name: str, out: Path) -> None:
-    """Build one image, and first the one that it stands on."""
-    layout, image = out / "layout", IMAGES[name]
-    done = out / f"{name}.done"
-    if done.exists():
-        return
-    if image.base is not None:
-        build(image.base, out)
-    root, archive = out / f"{name}.root", out / f"{name}.tar"
-    shutil.rmtree(root, ignore_errors=True)
-    if image.base is None:
-        build_base(root)
-        if not layout.exists():
-            run("umoci", "init", "--layout", layout)
-        run("umoci", "new", "--image", f"{layout}:{name}")
-        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        run("umoci", "config", "--image", f"{layout}:{name}", "--config.cmd", "/bin/bash",
-            "--config.env", path)  # fmt: skip
-        tag: tuple[str, ...] = ()
-        source = name
-    else:
-        build_wheels(root, image.wheels)
-        source, tag = image.base, ("--tag", name)
-    pack_layer(root, archive)
-    run("umoci", "raw", "add-layer", "--image", f"{layout}:{source}", *tag, archive)
-    archive.unlink()
-    shutil.rmtree(root)
-    done.touch()
+    "debian-python": Image("distribution", None),
+    "perl": Image("language", debian=("perl", "libjson-perl")),
+    "ruby": Image("language", debian=("ruby",)),
+    "gcc": Image("language", debian=("gcc", "libc6-dev"), files={"app/hello.c": HELLO_C}),
+    "openjdk": Image("language", debian=("openjdk-17-jdk-headless",),
+                     files={"app/Hello.java": HELLO_JAVA}),
+    "node": Image("language", debian=("nodejs",), npm=("express",),
+                  files={"app/server.js": NODE_SERVER}),
+    "nginx": Image("server", debian=("nginx-light",), files={"app/nginx.conf": NGINX_CONF}),
+    "redis": Image("server", debian=("redis-server",)),
+    "postgresql": Image("server", debian=("postgresql-15",)),
+    "flask": Image("server", wheels=("flask",), files={"app/app.py": WEB_APP}),
+    "scipy": Image("scientific python", wheels=("numpy", "scipy", "pandas", "scikit-learn")),
+    "torch-cuda": Image("torch-cuda", wheels=("torch", "numpy", "transformers", "safetensors")),
+    "transformer": Image("CPU transformer", "torch-cuda", model=True),
+}  # fmt: skip
 
 
 def main() -> None:
     """Read the command line."""
+    from image_steps import build, unpack_tree
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("/var/tmp/pagein-bench"))
+    parser.add_argument("--no-trees", action="store_true", help="do not unpack the images")
     parser.add_argument("images", nargs="*", default=list(IMAGES), metavar="IMAGE")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.images:
         build(name, arguments.out)
+        if not arguments.no_trees:
+            unpack_tree(name, arguments.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cell_tables import cell_tables, write_charts
 from harness import RESULTS, ROOT
 
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
@@ -78,6 +79,8 @@ def write_tables() -> None:
     tables |= {"starts": starts_table(), "machine": machine_line()}
     if load("pods")["series"]:
         tables["pods"] = pods_table()
+    tables |= cell_tables()
+    write_charts()
     for page in PAGES:
         page.write_text(fill(page, tables))
 

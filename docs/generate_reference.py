@@ -18,6 +18,7 @@ from pagein.cli.main import COMMANDS, cli
 TARGET = Path(__file__).parent / "reference/cli.md"
 NOT_RUN = {
     "demo": "starts an image of a few hundred MB several times; a test of its own does",
+    "bench": "empties the page cache several times; a test of its own does",
     "ctr-pull": "needs containerd with pagein in it; a test of its own has one",
 }
 
@@ -56,7 +57,7 @@ Environment:
 | `PAGEIN_DEBUG` | as `--debug`, if not empty |
 | `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG` | where credentials are; see [private registries](../how-to/private-registries.md) |
 | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` | as everywhere; loopback is never asked through a proxy |
-| `TMPDIR` | scratch of `convert` and `demo` (default: `/var/tmp`) |
+| `TMPDIR` | scratch of `convert`, `demo` and `bench` (default: `/var/tmp`) |
 """
 
 

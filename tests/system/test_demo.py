@@ -116,3 +116,28 @@ def test_the_demo_starts_an_image_both_ways_and_leaves_nothing(
     assert float(rows["ratio"][1].split()[0]) > 1, "lazily, less is fetched"
     assert list(scratch.iterdir()) == []
     assert str(scratch) not in Path("/proc/self/mounts").read_text()
+
+
+@needs_runtime
+def test_bench_times_both_starts_of_a_converted_image_in_turn(
+    layout: LayoutRepository, tmp_path: Path
+) -> None:
+    copy = tmp_path / "layout"
+    shutil.copytree(layout.name.removeprefix("oci:"), copy)
+    pagein = [sys.executable, "-m", "pagein"]
+    env = os.environ | {"PAGEIN_ROOT": str(tmp_path / "root"), "TMPDIR": str(tmp_path)}
+    subprocess.run([*pagein, "convert", "--bind", f"oci:{copy}:latest"], check=True, env=env)
+    with FakeRegistry(serving={"demo": LayoutRepository(copy)}) as registry:
+        words = ["bench", "--runs", "2", "--json", f"{registry.host}/demo:latest", "--"]
+        done = subprocess.run(
+            [*pagein, *words, "/bin/sh", "-c", "echo up"], env=env, capture_output=True, check=True
+        )
+    told = json.loads(done.stdout)
+    assert told["command"] == ["/bin/sh", "-c", "echo up"]
+    assert {kind: len(values) for kind, values in told["seconds"].items()} == {
+        "classical": 2,
+        "pagein": 2,
+    }
+    assert all(0 < value < 60 for values in told["seconds"].values() for value in values)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"layout", "root"}

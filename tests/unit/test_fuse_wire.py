@@ -138,6 +138,17 @@ def test_a_notification_has_no_unique_number():
     assert fuse.notify_resend() == struct.pack("<IiQ", 16, 7, 0)
 
 
+def test_bytes_for_the_page_cache_follow_their_place():
+    head = fuse.notify_store(1 << 40, 8192)
+    assert head == struct.pack("<IiQQQII", 40 + 8192, 4, 0, 1, 1 << 40, 8192, 0)
+
+
+@pytest.mark.parametrize(("cached", "flags"), [(False, 1), (True, 2)])
+def test_a_file_is_read_directly_or_kept_in_the_page_cache(cached: bool, flags: int):
+    # linux/fuse.h: FOPEN_DIRECT_IO is bit 0, FOPEN_KEEP_CACHE bit 1.
+    assert fuse.reply_open(7, cached=cached) == struct.pack("<IiQQIi", 32, 0, 7, 0, flags, 0)
+
+
 def test_the_head_of_a_reply_counts_the_bytes_that_follow():
     assert fuse.reply_header(3, 4096) + bytes(4096) == fuse.reply(3, bytes(4096))
 

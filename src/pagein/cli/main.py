@@ -38,6 +38,7 @@ COMMANDS = {
     "daemon": "Serve this machine's mounts, and containerd, from one process.",
     "install-snapshotter": "Make pagein a snapshotter of containerd, or undo that.",
     "ctr-pull": "Pull an image into containerd lazily, as kubelet does.",
+    "bench": "Measure cold starts of an image on this machine.",
     "doctor": "Say whether this machine can run pagein, and if not, why.",
 }
 

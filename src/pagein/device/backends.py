@@ -180,7 +180,7 @@ def mount_image(
     *,
     cached: Collection[str] = (),
     backend: Backend = "auto",
-    read_ahead_kb: int,
+    read_ahead_kb: int | None = None,
     observer: Observer = ignore,
     demand_threads: int = DEMAND_THREADS,
     on_served: Callable[[ServedFiles], None] | None = None,
@@ -214,7 +214,7 @@ def mount_image(
 
 
 def _mount_split(
-    metadata: Path, paths: list[Path], target: Path, backend: Backend, read_ahead_kb: int
+    metadata: Path, paths: list[Path], target: Path, backend: Backend, read_ahead_kb: int | None
 ) -> tuple[Backend, list[str]]:
     """Mount with the backend that was asked for, or the first that works.
 

@@ -1,6 +1,7 @@
 """A real ``docker-registry`` (Debian's package, distribution 2.8) on loopback, for tests.
 
-Rule 1. It listens on 127.0.0.1, on a port that the kernel picks; nothing is guessed.
+Rule 1. It listens on 127.0.0.1 (or the address of a network namespace that its user made), on a
+        port that the kernel picks; nothing is guessed.
 Rule 2. ``with`` owns the process and every file below ``root``.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from pagein.errors import UsageError
 
-_LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
+_LISTENING = re.compile(r"listening on (\d+\.\d+\.\d+\.\d+:\d+)")
 _ACCESS = re.compile(
     r'^\S+ - \S* ?\[[^\]]*\] "(?P<method>[A-Z]+) (?P<path>\S+) [^"]*" (?P<status>\d+)'
 )
@@ -64,6 +65,8 @@ class ServerTls:
 class DockerRegistry:
     """Run ``docker-registry`` with its data below ``root``; deletes are enabled.
 
+    ``namespace`` is a network namespace that has ``address``.
+
     ``host`` (``127.0.0.1:PORT``) is set once the context is entered. Raises UsageError where the
     program is not installed: ask `DockerRegistry.installed` first, to skip by name.
     """
@@ -74,11 +77,15 @@ class DockerRegistry:
         *,
         auth: HtpasswdAuth | TokenAuth | None = None,
         tls: ServerTls | None = None,
+        address: str = "127.0.0.1",
+        namespace: str | None = None,
     ) -> None:
         self.root = root
         self.host = ""
         self._auth = auth
         self._tls = tls
+        self._address = address
+        self._inside = ["ip", "netns", "exec", namespace] if namespace else []
         self._process: subprocess.Popen[bytes] | None = None
         self._log = root / "registry.log"
 
@@ -118,11 +125,11 @@ class DockerRegistry:
         config.write_text(json.dumps(self._configuration(), indent=2))  # JSON is YAML
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["docker-registry", "serve", str(config)],
+                [*self._inside, "docker-registry", "serve", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={"PATH": "/usr/bin:/bin"},
+                env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
             )
         try:
             self.host = self._wait_until_it_listens(self._process)
@@ -163,7 +170,7 @@ class DockerRegistry:
         raise UsageError(f"docker-registry did not start: {self.log()[-500:]!r}")
 
     def _configuration(self) -> dict[str, Any]:
-        http: dict[str, Any] = {"addr": "127.0.0.1:0", "secret": "for tests only"}
+        http: dict[str, Any] = {"addr": f"{self._address}:0", "secret": "for tests only"}
         if self._tls:
             http["tls"] = {"certificate": str(self._tls.certificate), "key": str(self._tls.key)}
         config: dict[str, Any] = {

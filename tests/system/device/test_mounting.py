@@ -51,10 +51,10 @@ def test_each_backend_shows_the_same_tree_and_ends_with_a_plain_umount(
 def test_auto_falls_back_to_loop_devices_where_erofs_wants_a_block_device(
     tree: Tree, metadata: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def as_before_6_12(first: Path, *rest, **options) -> None:
+    def as_before_6_12(first: Path, *rest, **options) -> list[str]:
         if not first.is_block_device():
             raise DeviceError("cannot mount", errno=errno.ENOTBLK)
-        mount_erofs(first, *rest, **options)
+        return mount_erofs(first, *rest, **options)
 
     monkeypatch.setattr(backends, "mount_erofs", as_before_6_12)
     with pytest.raises(DeviceError, match="cannot mount"):

@@ -319,3 +319,32 @@ def test_a_slice_that_starts_amid_a_page_is_spliced_whole(tmp_path: Path):
     path = files.serve(image, "device")
     assert path.read_bytes() == data
     files.close()
+
+
+def test_bytes_given_to_the_page_cache_are_read_without_a_request(tmp_path: Path):
+    data = random.Random(5).randbytes(3 << 20)
+    asked: list[int] = []
+    files = ServedFiles(tmp_path)
+    path = files.serve(MissImage(data, asked.append), "device", cached=True)
+    path.stat()
+    assert files.store("device", 1 << 20, data[1 << 20 : 2 << 20])
+    with path.open("rb", buffering=0) as device:
+        assert os.pread(device.fileno(), 1 << 20, 1 << 20) == data[1 << 20 : 2 << 20]
+        assert asked == []
+        assert os.pread(device.fileno(), 3 << 20, 0) == data
+        assert asked
+    files.close()
+    assert not files.store("device", 0, data[:4096])
+
+
+def test_what_a_cached_file_gave_once_is_not_asked_for_again(tmp_path: Path):
+    data = random.Random(6).randbytes(1 << 20)
+    asked: list[int] = []
+    files = ServedFiles(tmp_path)
+    path = files.serve(MissImage(data, asked.append), "device", cached=True)
+    for _ in range(3):
+        assert path.read_bytes() == data
+    once = len(asked)
+    assert path.read_bytes() == data
+    assert len(asked) == once
+    files.close()
