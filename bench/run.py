@@ -57,6 +57,7 @@ def others(images: list[str], runs: list[str]) -> None:
     bench("device_reads.py", "--rounds", runs[1])
     bench("fetch_path.py", *runs)
     bench("convert.py", "--image", f"{images[1]}/layout:torch-cuda", "--jobs", "2")
+    bench("versions.py", *images)
     bench("command.py", *images)
 
 

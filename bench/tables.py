@@ -74,7 +74,7 @@ def machine_line() -> str:
 
 def write_tables() -> None:
     """Replace what stands between ``<!-- bench:NAME -->`` and ``<!-- end -->`` in each page."""
-    names = ("device_reads", "fetch_path", "convert", "command", "daemon_memory")
+    names = ("device_reads", "fetch_path", "convert", "versions", "command", "daemon_memory")
     tables = {name: plain_table(name) for name in names if load(name)["series"]}
     tables |= {"starts": starts_table(), "machine": machine_line()}
     if load("pods")["series"]:

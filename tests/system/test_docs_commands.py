@@ -22,6 +22,7 @@ import pytest
 from tiny_rootfs import PROGRAMS, build_tiny_rootfs
 
 from pagein.testing.docker_registry import DockerRegistry
+from pagein.testing.layer_corpus import file, tar_layer
 
 sys.path.insert(0, str(Path(__file__).parent / "cli"))
 
@@ -100,13 +101,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         capture_output=True,
     ).stdout
     env = [f"{name}={value}" for name, value in (ENVIRONMENT | variables).items()]
-    write_layout(folder / "layout", (layer,), {"Cmd": ["sh"], "Env": env})
+    config = {"Cmd": ["sh"], "Env": env}
+    write_layout(folder / "layout", (layer,), config)
+    write_layout(folder / "next", (layer, tar_layer(file(b"etc/new", b"2"))), config)
     with DockerRegistry(folder / "registry") as registry:
-        for target in (f"docker://{registry.host}/app:v1", f"docker-archive:{folder}/app.tar"):
+        for source, target in (
+            ("layout", f"docker://{registry.host}/app:v1"),
+            ("next", f"docker://{registry.host}/app:v2"),
+            ("layout", f"docker-archive:{folder}/app.tar"),
+        ):
             words = ["--preserve-digests"] if target.startswith("docker:") else ["--format=v2s2"]
             subprocess.run(
                 ["skopeo", "copy", "-q", "--dest-tls-verify=false", *words,
-                 f"oci:{folder}/layout:v1", target],
+                 f"oci:{folder}/{source}:v1", target],
                 check=True, capture_output=True,
             )  # fmt: skip
         yield Place(registry.host, folder)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pagein.build.adopt import Adoption
 from pagein.build.pack import PackWriter
 from pagein.build.spool import Spool, SpooledFile
 from pagein.errors import FormatError
@@ -75,9 +76,12 @@ class Body:
             present[sector] = 1
         return Chunked(*holes_as_chunks(present, first, self.sector_size))
 
-    def place_small(self, files: Sequence[SpooledFile], spool: Spool, writer: PackWriter) -> None:
+    def place_small(
+        self, files: Sequence[SpooledFile], spool: Spool, writer: PackWriter, adoption: Adoption
+    ) -> None:
         """Pack a layer's small files into sectors and hand those to ``writer``.
 
+        Files in a sector of a base that can go on are not packed again.
         The digests of these sectors are rows once the writer has drained: see `end_layer`.
         """
         fresh: list[SpooledFile] = []
@@ -87,6 +91,11 @@ class Body:
             if file.digest not in self._contents and file.digest not in placed:
                 placed.add(file.digest)
                 fresh.append(file)
+        for adopted in adoption.find(fresh):
+            for content, offset in adopted.offsets.items():
+                self._contents[content] = Flat(self.blocks + offset // BLOCK_SIZE)
+            self._grow([adopted.digest])
+        fresh = [file for file in fresh if file.digest not in self._contents]
         block = self.blocks
         for packed in pack_small_files(fresh, self.sector_size):
             members = fresh[packed.first : packed.first + len(packed.offsets)]

@@ -1,9 +1,10 @@
 """Turns one image into index, packs and artifact manifest, in one pass over each layer.
 
-Rule 1. The digests are a function of the source image, the sector size and the level: nothing here
-        may depend on the jobs, the clock, the locale or the order in which threads finish.
-Rule 2. The pack of a layer is a function of the layers up to it, so that images which share lower
-        layers share packs.
+Rule 1. The digests are a function of the source image, the sector size, the level and the base:
+        nothing here may depend on the jobs, the clock, the locale or the order in which threads
+        finish.
+Rule 2. Without a base, the pack of a layer is a function of the layers up to it, so that images
+        which share lower layers share packs.
 Rule 3. The artifact manifest is put last: before that, nothing that a node can find is there.
 """
 
@@ -14,6 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.build.adopt import Adoption
+from pagein.build.base import Base
 from pagein.build.body import Body
 from pagein.build.layer import LayerReader, layer_entries
 from pagein.build.pack import OnSector, Pack, PackWriter, SectorShelf
@@ -55,15 +58,17 @@ def convert(
     destination: WritableRepository,
     options: ConvertOptions | None = None,
     *,
+    base: Base | None = None,
     tag: str | None = None,
     progress: ConvertProgress | None = None,
     on_sector: OnSector | None = None,
 ) -> Converted:
     """Convert the image ``manifest`` (parsed from ``blob``) and publish it to ``destination``.
 
-    ``tag`` names the artifact itself. ``on_sector`` gets the uncompressed bytes of each different
-    sector, on any thread; what it raises ends the conversion. Raises FormatError for a source that
-    is not what it claims to be, and what the repositories raise.
+    Sectors of ``base`` are not stored again. ``tag`` names the artifact itself. ``on_sector`` gets
+    the uncompressed bytes of each different sector that is stored, on any thread; what it raises
+    ends the conversion. Raises FormatError for a source that is not what it claims to be, and what
+    the repositories raise.
     """
     conversion = _Conversion(
         source,
@@ -71,6 +76,7 @@ def convert(
         blob,
         destination,
         options or ConvertOptions(),
+        base or Base(),
         progress or Unwatched(),
         on_sector,
     )
@@ -93,6 +99,7 @@ class _Conversion:
         blob: ManifestBlob,
         destination: WritableRepository,
         options: ConvertOptions,
+        base: Base,
         progress: ConvertProgress,
         on_sector: OnSector | None,
     ) -> None:
@@ -101,10 +108,11 @@ class _Conversion:
         self._blob = blob
         self._destination = destination
         self._options = options
+        self._base = base
         self._progress = progress
         self._on_sector = on_sector
         self._clock = StageClock()
-        self._shelf = SectorShelf(options.sector_size)
+        self._shelf = SectorShelf(options.sector_size, base.rows)
         self._body = Body(options.sector_size, self._shelf.zero)
         self._merger = LayerMerger()
         self._packs: list[Digest] = []
@@ -130,18 +138,18 @@ class _Conversion:
             pool = owned.enter_context(Pool(self._options.threads, self._clock))
             for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
                 self._progress.note(f"layer {number} of {len(layers)}")
-                pack = self._convert_layer(layer, diff_id, scratch, pool)
+                pack = self._convert_layer(layer, diff_id, scratch, pool, uploads)
                 if pack is not None:
                     self._packs.append(pack.digest)
                     uploads.add(pack, layer.digest)
             self._progress.note("writing the index")
-            index, metadata_size = self._index(config)
+            index, data = self._index(config)
             self._progress.note("sending packs")
             packs = uploads.finish()
-            return self._publish(index, metadata_size, packs, tag, start)
+            return self._publish(index, data, packs, tag, start)
 
     def _convert_layer(
-        self, layer: Descriptor, diff_id: Digest, scratch: Path, pool: Pool
+        self, layer: Descriptor, diff_id: Digest, scratch: Path, pool: Pool, uploads: Uploader
     ) -> Pack | None:
         number = len(self._packs)
         with (
@@ -153,6 +161,7 @@ class _Conversion:
                 pool,
                 level=self._options.level,
                 on_sector=self._on_sector,
+                on_large=uploads.begin,
             ) as writer,
         ):
             reader = LayerReader(self._body, spool, writer)
@@ -165,12 +174,12 @@ class _Conversion:
             ):
                 reader.read(entries, self._merger)
             with self._clock.stage(Stage.PLACE):
-                reader.place()
+                reader.place(Adoption(self._base, spool, pool, self._options.sector_size))
             self._counts.files += reader.files
             self._counts.content_size += reader.content_size
             return writer.finish()
 
-    def _index(self, config: bytes) -> tuple[bytes, int]:
+    def _index(self, config: bytes) -> tuple[Index, bytes]:
         with self._clock.stage(Stage.METADATA):
             metadata = write_metadata(
                 self._merger.root,
@@ -187,17 +196,24 @@ class _Conversion:
                 sectors=tuple(self._shelf.ref(digest, self._packs) for digest in self._body.rows),
                 read_ahead_kb=None,
             )
-            return encode_index(index), len(metadata)
+            return index, encode_index(index)
 
     def _publish(
         self,
-        index: bytes,
-        metadata_size: int,
+        index: Index,
+        encoded: bytes,
         packs: tuple[PackReport, ...],
         tag: str | None,
         start: float,
     ) -> Converted:
-        index_part = Descriptor(media_type=MEDIA_INDEX, digest=Digest.of(index), size=len(index))
+        index_part = Descriptor(
+            media_type=MEDIA_INDEX, digest=Digest.of(encoded), size=len(encoded)
+        )
+        own = {pack.digest for pack in packs}
+        based = [self._base.packs[pack] for pack in index.packs if pack not in own]
+        packs += tuple(PackReport(pack.digest, pack.size, None, sent=False) for pack in based)
+        order = {pack: position for position, pack in enumerate(index.packs)}
+        packs = tuple(sorted(packs, key=lambda pack: order[pack.digest]))
         subject = Descriptor(
             media_type=self._blob.media_type, digest=self._blob.digest, size=len(self._blob.data)
         )
@@ -210,8 +226,9 @@ class _Conversion:
             ],
         )
         artifact = ManifestBlob(OCI_MANIFEST, Digest.of(data), data)
+        stored = {ref.digest: ref for ref in index.sectors if ref.pack is not None}
         with self._clock.stage(Stage.UPLOAD):
-            self._destination.put_blob(index_part.digest, index)
+            self._destination.put_blob(index_part.digest, encoded)
             self._destination.put_blob(EMPTY_DIGEST, b"{}")
             self._destination.put_manifest(artifact, tag=tag)
         return Converted(
@@ -219,13 +236,14 @@ class _Conversion:
             artifact_size=len(data),
             index=index_part.digest,
             packs=packs,
-            index_size=len(index),
-            metadata_size=metadata_size,
+            index_size=len(encoded),
+            metadata_size=len(index.metadata),
             source_size=sum(layer.size for layer in self._manifest.layers),
             content_size=self._counts.content_size,
             files=self._counts.files,
-            sectors=len(self._body.rows),
-            stored_sectors=len(self._shelf.locations),
+            sectors=len(index.sectors),
+            stored_sectors=len(stored),
+            reused_size=sum(ref.stored for ref in stored.values() if ref.pack in self._base.packs),
             seconds=time.perf_counter() - start,
             stages=self._clock.seconds(),
         )

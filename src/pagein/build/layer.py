@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from pagein.build.adopt import Adoption
+from pagein.build.ahead import Ahead
 from pagein.build.body import Body, LargeFile
 from pagein.build.pack import PackWriter
 from pagein.build.report import Stage, StageClock
@@ -75,13 +77,13 @@ def layer_entries(
     stored = io.BufferedReader(seen, _READ_BYTES)
     unpacked = open_decompressed(stored, media_type)
     digest = hashlib.sha256()
-    content = io.BufferedReader(
-        _Metered(unpacked.readinto, clock, Stage.DECOMPRESS, digest.update), _READ_BYTES
-    )
-    yield read_entries(content)
-    # What follows a tar's end mark, or a compressed stream, counts for the digests too.
-    while content.read(_READ_BYTES):
-        pass
+    inflated = _Metered(unpacked.readinto, clock, Stage.DECOMPRESS, digest.update)
+    with Ahead(inflated.readinto, clock) as ahead:
+        content = io.BufferedReader(ahead, _READ_BYTES)
+        yield read_entries(content)
+        # What follows a tar's end mark, or a compressed stream, counts for the digests too.
+        while content.read(_READ_BYTES):
+            pass
     while stored.read(_READ_BYTES):
         pass
     found = Digest(digest.hexdigest())
@@ -126,13 +128,13 @@ class LayerReader:
                 self._spool.add(place_key(entry.path), node, whole_file(entry, node.size))
         merger.end_layer()
 
-    def place(self) -> None:
+    def place(self, adoption: Adoption) -> None:
         """Give every file of the layer its address, and finish the sectors."""
         spooled = self._spool.finish()
         self._writer.drain()
         large = len(self._writer.digests)
         self._body.place_large(self._large, self._writer.digests)
-        self._body.place_small(spooled, self._spool, self._writer)
+        self._body.place_small(spooled, self._spool, self._writer, adoption)
         self._writer.drain()
         self._body.end_layer(self._writer.digests[large:])
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagein.build.growing import GrowingPack
 from pagein.build.pool import InOrder, Pool
 from pagein.build.report import Stage
 from pagein.format.codec import encode_sector
@@ -15,7 +16,13 @@ from pagein.types import Buffer, Digest, Encoding, Sector, SectorRef
 OnSector = Callable[[Sector], None]
 """Gets the uncompressed bytes of a sector met for the first time, on any of the pool's threads."""
 
+OnLarge = Callable[[GrowingPack], None]
+"""Gets a pack that became so large that it is worth sending before it is finished."""
+
 _IN_FLIGHT_BYTES = 192 << 20
+
+_LARGE = 64 << 20
+"""Bytes of a pack that are worth sending before one can ask whether the registry has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +52,28 @@ class Pack:
 
 
 class SectorShelf:
-    """Every sector of one conversion: a sector met again is not stored again."""
+    """Every sector of one conversion: a sector met again is not stored again.
 
-    def __init__(self, sector_size: int) -> None:
+    Nor is one that ``base`` has: the rows of artifacts whose packs the destination holds.
+    """
+
+    def __init__(self, sector_size: int, base: Mapping[Digest, SectorRef] | None = None) -> None:
         self.sector_size = sector_size
+        self._base = base or {}
         self.zero = Digest.of(bytes(sector_size))
         self.locations: dict[Digest, Location] = {}
         self._refs: dict[Digest, SectorRef] = {
             self.zero: SectorRef(self.zero, sector_size, Encoding.ZERO)
         }
 
+    def __contains__(self, digest: Digest) -> bool:
+        """Whether the sector is stored already."""
+        return digest in self.locations or digest in self._base
+
     def ref(self, digest: Digest, packs: list[Digest]) -> SectorRef:
         """Row of the sector table, once the digests of the packs are known."""
+        if digest in self._base and digest != self.zero:
+            return self._base[digest]
         if digest not in self._refs:
             at = self.locations[digest]
             self._refs[digest] = SectorRef(
@@ -77,7 +94,10 @@ class PackWriter:
         *,
         level: int,
         on_sector: OnSector | None,
+        on_large: OnLarge | None = None,
     ) -> None:
+        self._growing = GrowingPack(path)
+        self._on_large = on_large
         self._path = path
         self._number = number
         self._shelf = shelf
@@ -100,6 +120,7 @@ class PackWriter:
 
     def __exit__(self, *_: object) -> None:
         self._work.abandon()
+        self._growing.abandon()
         self._file.close()
 
     def add(self, data: Callable[[], Buffer]) -> int:
@@ -119,7 +140,9 @@ class PackWriter:
         if not self._size:
             self._path.unlink()
             return None
-        return Pack(self._path, Digest(self._hash.hexdigest()), self._size)
+        pack = Pack(self._path, Digest(self._hash.hexdigest()), self._size)
+        self._growing.finish(pack.digest)
+        return pack
 
     def _encode(self, data: Buffer) -> _Encoded:
         """On the pool: name the sector, and compress it unless it is stored already."""
@@ -130,7 +153,7 @@ class PackWriter:
             digest = Digest.of(data)
         # What the converting thread adds meanwhile is looked up again when this is appended; here
         # it only saves work.
-        if digest in self._shelf.locations:
+        if digest in self._shelf:
             return _Encoded(digest, Encoding.RAW, None)
         with self._pool.cpu(Stage.ENCODE_CPU):
             encoding, payload = encode_sector(data, level=self._level)
@@ -140,7 +163,7 @@ class PackWriter:
 
     def _append(self, sector: _Encoded) -> None:
         self.digests.append(sector.digest)
-        if sector.payload is None or sector.digest in self._shelf.locations:
+        if sector.payload is None or sector.digest in self._shelf:
             return
         view = memoryview(sector.payload)
         at = Location(self._number, sector.encoding, self._size, len(view))
@@ -148,4 +171,7 @@ class PackWriter:
             view = view[self._file.write(view) :]
         self._hash.update(sector.payload)
         self._size += at.stored
+        self._growing.grew(self._size)
+        if self._on_large is not None and self._size - at.stored < _LARGE <= self._size:
+            self._on_large(self._growing)
         self._shelf.locations[sector.digest] = at

@@ -54,6 +54,12 @@ class InOrder(Generic[Result]):
         self._take = take
         self._waiting: deque[Future[Result]] = deque()
 
+    def __enter__(self) -> InOrder[Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
     def add(self, task: Callable[[], Result]) -> None:
         """Queue a task; waits for the oldest where too many are in flight."""
         self._waiting.append(self._pool.submit(task))

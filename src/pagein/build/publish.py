@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from pagein.build.base import BaseWish, find_base
 from pagein.build.convert import convert
 from pagein.build.optimize import optimize
 from pagein.build.pack import OnSector
@@ -14,7 +15,9 @@ from pagein.build.report import (
     ConvertOptions,
     ConvertProgress,
     Optimized,
+    Reused,
 )
+from pagein.build.reuse import find_converted
 from pagein.errors import FormatError, NotFoundError, UsageError
 from pagein.format.manifest import (
     Artifact,
@@ -41,6 +44,8 @@ from pagein.store.resolve import (
 from pagein.types import Digest
 
 _CONFIG_LIMIT = 4 << 20
+_ANY = Platform("linux", "amd64")
+"""Stands for the platform of an image whose index entry names none, when versions are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class PublishedImage:
 
     source: Digest
     platform: Platform | None
-    converted: Converted
+    converted: Converted | Reused
     optimized: Optimized | None = None
 
 
@@ -71,6 +76,8 @@ def publish(
     platform: Platform | None = None,
     tag: str | None = None,
     bind: str | None = None,
+    base: BaseWish = (),
+    force: bool = False,
     progress: ConvertProgress | None = None,
     on_sector: OnSector | None = None,
     announce: Callable[[Platform | None], None] | None = None,
@@ -79,10 +86,13 @@ def publish(
 ) -> Published:
     """Convert what ``reference`` names, and publish it to ``destination``.
 
+    An image whose artifact is there is not converted again, unless ``force`` says so. ``base`` is
+    what conversions build on.
     ``platform`` chooses from an image index; None converts each image there is. ``tag`` names the
     one artifact. ``bind`` is a tag of ``destination``, rewritten as an index of the source's
     manifests and the artifacts: it must hold the source. ``announce`` is called before each image.
-    With a ``profile`` the one artifact is then optimized: tag and index name what comes of that.
+    With a ``profile`` the one artifact, new or there already, is then optimized: tag and index name
+    what comes of that.
     Raises UsageError for what cannot be converted or bound, and what `convert` raises.
     """
     top = source.manifest(reference)
@@ -103,29 +113,44 @@ def publish(
             f"a profile is of one image, and {len(chosen)} are to be converted",
             hint="convert them, then run `pagein optimize` with --platform for each profile",
         )
+    options = options or ConvertOptions()
+    plain_tag = tag if profile is None else None
     images = []
-    for described, blob, manifest in chosen:
+    for described, image in chosen:
         if announce is not None:
             announce(described.platform)
-        converted = convert(
-            source,
-            manifest,
-            blob,
-            destination,
-            options,
-            tag=None if profile else tag,
-            progress=progress,
-            on_sector=on_sector,
-        )
+        converted: Converted | Reused | None = None
+        if not force:
+            converted = _reuse(destination, image, options.sector_size, plain_tag)
+        if converted is None:
+            builds_on = find_base(
+                base,
+                destination,
+                image,
+                described.platform or platform or _ANY,
+                sector_size=options.sector_size,
+                tag=tag,
+            )
+            converted = convert(
+                source,
+                image.manifest,
+                image.blob,
+                destination,
+                options,
+                base=builds_on,
+                tag=plain_tag,
+                progress=progress,
+                on_sector=on_sector,
+            )
         optimized = None
         if profile is not None:
-            made = _converted(destination, SourceImage(blob, manifest), converted.artifact)
-            with_level = replace(options or ConvertOptions(), level=hot_level)
+            made = _to_optimize(destination, image, converted)
+            with_level = replace(options, level=hot_level)
             optimized = optimize(destination, made, profile, with_level, tag=tag, progress=progress)
-        images.append(PublishedImage(blob.digest, described.platform, converted, optimized))
+        images.append(PublishedImage(image.blob.digest, described.platform, converted, optimized))
     bound = None
     if bind is not None:
-        described_images = [described for described, _, _ in chosen]
+        described_images = [described for described, _ in chosen]
         artifacts = [(image.source, image.optimized or image.converted) for image in images]
         bound = bind_artifacts(destination, bind, top, described_images, artifacts)
     return Published(tuple(images), bound)
@@ -143,22 +168,33 @@ def bind_optimized(
         raise UsageError(f"{tag} in {destination.name} names an artifact, and no image")
     described = []
     if isinstance(parsed, ImageManifest):
-        described = [image for image, _, _ in _choose(destination, top, parsed, None)]
+        described = [image for image, _ in _choose(destination, top, parsed, None)]
     return bind_artifacts(destination, tag, top, described, [(source, made)])
 
 
-def _converted(
-    repository: WritableRepository, source: SourceImage, artifact: Digest
+_Chosen = list[tuple[Descriptor, SourceImage]]
+
+
+def _reuse(
+    destination: WritableRepository, image: SourceImage, sector_size: int, tag: str | None
+) -> Reused | None:
+    """Return the artifact that the image has, under the name ``tag``; None where it has none."""
+    found = find_converted(destination, image, sector_size=sector_size)
+    if found is not None and tag is not None:
+        destination.put_manifest(destination.manifest(found.artifact), tag=tag)
+    return found
+
+
+def _to_optimize(
+    repository: WritableRepository, image: SourceImage, converted: Converted | Reused
 ) -> FoundArtifact:
-    """Return what is to be optimized: ``artifact``, or what an earlier run has made of it."""
-    found = find_artifact(repository, source)
-    if found is not None and artifact in (found.digest, found.artifact.optimized_from):
-        return found
-    blob = repository.manifest(artifact)
-    return FoundArtifact(artifact, parse_artifact(blob.data), blob.data)
-
-
-_Chosen = list[tuple[Descriptor, ManifestBlob, ImageManifest]]
+    """Return the artifact that a profile is for, or what an earlier run has made of it."""
+    if isinstance(converted, Converted):
+        found = find_artifact(repository, replace(image, listed_in=None))
+        if found is not None and converted.artifact == found.artifact.optimized_from:
+            return found
+    blob = repository.manifest(converted.artifact)
+    return FoundArtifact(blob.digest, parse_artifact(blob.data), blob.data)
 
 
 def _choose(
@@ -180,7 +216,7 @@ def _choose(
             size=len(top.data),
             platform=config.platform,
         )
-        return [(described, top, parsed)]
+        return [(described, SourceImage(top, parsed))]
     entries = platform_images(parsed) if platform is None else [choose(parsed, platform)]
     if not entries:
         raise NotFoundError(f"the image index in {source.name} lists no image")
@@ -190,7 +226,7 @@ def _choose(
         manifest = parse_manifest(blob.data, blob.media_type)
         if not isinstance(manifest, ImageManifest):
             raise FormatError(f"{entry.digest} in {source.name} is not an image manifest")
-        chosen.append((entry, blob, manifest))
+        chosen.append((entry, SourceImage(blob, manifest, parsed)))
     return chosen
 
 
@@ -199,7 +235,7 @@ def bind_artifacts(
     tag: str,
     top: ManifestBlob,
     sources: list[Descriptor],
-    artifacts: Sequence[tuple[Digest, Converted | Optimized]],
+    artifacts: Sequence[tuple[Digest, Converted | Reused | Optimized]],
 ) -> Digest:
     """Rewrite ``tag``, which named ``top``, as an index, unless it moved since.
 

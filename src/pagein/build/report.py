@@ -23,17 +23,19 @@ DEFAULT_LEVEL = 3
 class Stage(StrEnum):
     """Where the time of a conversion goes.
 
-    The first group is time on the converting thread and adds up to the whole; the ``*_CPU`` group
-    is processor time on the pool's threads beside it.
+    The first group is time on the converting thread and adds up to the whole, but for what it reads
+    before the first layer. The second is time on the thread that reads layers, the ``*_CPU`` group
+    processor time on the pool's threads, both beside it.
     """
 
-    READ = "read source"
-    DECOMPRESS = "decompress"
+    SOURCE_WAIT = "wait for the source"
     TREE = "tar and tree"
     WAIT = "wait for the pool"
     PLACE = "place files"
     METADATA = "metadata and index"
     UPLOAD = "wait for upload"
+    READ = "reader: read source"
+    DECOMPRESS = "reader: decompress"
     SPOOL_CPU = "pool: small files"
     HASH_CPU = "pool: hash sectors"
     ENCODE_CPU = "pool: compress sectors"
@@ -78,7 +80,8 @@ class ConvertOptions:
 
 
 class ConvertProgress(Protocol):
-    """Watches a conversion. Called from the converting and the uploading thread; must not block."""
+    """Watches a conversion. Called from the converting thread and the one that reads layers; must
+    not block."""
 
     def start(self, total: int) -> None:
         """The source's layers have ``total`` stored bytes."""
@@ -143,11 +146,14 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """One pack: what it is, for which layer, and whether its bytes had to be sent."""
+    """One pack: what it is, for which layer, and whether its bytes had to be sent.
+
+    ``layer``: None for a pack that was there before the conversion.
+    """
 
     digest: Digest
     size: int
-    layer: Digest
+    layer: Digest | None
     sent: bool
 
 
@@ -157,6 +163,7 @@ class Converted:
 
     ``content_size``: regular files of all layers, uncompressed. ``files``: regular files met in the
     layers. ``sectors``: rows of the sector table; ``stored_sectors``: different ones, no zeros.
+    ``reused_size``: stored bytes of those that are in packs of a base.
     """
 
     artifact: Digest
@@ -170,6 +177,7 @@ class Converted:
     files: int
     sectors: int
     stored_sectors: int
+    reused_size: int
     seconds: float
     stages: dict[Stage, float] = field(default_factory=dict)
 
@@ -177,6 +185,22 @@ class Converted:
     def pack_size(self) -> int:
         """Stored bytes of all packs."""
         return sum(pack.size for pack in self.packs)
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """An artifact of the image that was there already, so that nothing was converted.
+
+    The one that nodes find; ``optimized_from`` is the one that it was made from for a profile.
+    """
+
+    artifact: Digest
+    artifact_size: int
+    optimized_from: Digest | None
+    index: Digest
+    packs: tuple[PackReport, ...]
+    index_size: int
+    sectors: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
-"""Sends finished packs while the next layer is converted."""
+"""Sends packs while layers are converted: a large one while it grows, others when finished."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
+from pagein.build.growing import GrowingPack
 from pagein.build.pack import Pack
 from pagein.build.report import PackReport, Stage, StageClock
-from pagein.store.repository import WritableRepository
+from pagein.errors import FormatError, NotFoundError, RemoteError
+from pagein.store.repository import GrowingTaker, WritableRepository
 from pagein.types import Digest
 
 _WAITING = 2
@@ -31,17 +34,28 @@ class Uploader:
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pagein-upload")
         self._futures: list[Future[PackReport]] = []
+        self._begun: dict[Path, Future[bool]] = {}
+        self._growing: list[GrowingPack] = []
 
     def __enter__(self) -> Uploader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        for pack in self._growing:
+            pack.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def begin(self, pack: GrowingPack) -> None:
+        """Send a pack from now on, where the destination can take one that grows."""
+        if isinstance(self._destination, GrowingTaker):
+            self._growing.append(pack)
+            self._begun[pack.path] = self._thread.submit(self._follow, self._destination, pack)
 
     def add(self, pack: Pack, layer: Digest) -> None:
         """Queue a pack; waits where two are on their way. Raises what an earlier upload raised."""
-        self._futures.append(self._thread.submit(self._send, pack, layer))
+        begun = self._begun.pop(pack.path, None)
+        self._futures.append(self._thread.submit(self._send, pack, layer, begun))
         if len(self._futures) > _WAITING:
             with self._clock.stage(Stage.UPLOAD):
                 self._futures[-1 - _WAITING].result()
@@ -51,8 +65,18 @@ class Uploader:
         with self._clock.stage(Stage.UPLOAD):
             return tuple(future.result() for future in self._futures)
 
-    def _send(self, pack: Pack, layer: Digest) -> PackReport:
-        sent = self._destination.put_blob(pack.digest, pack.path, progress=self._check)
+    def _follow(self, destination: GrowingTaker, pack: GrowingPack) -> bool:
+        """Say whether the pack is there; if not, it is sent once more when it is finished."""
+        try:
+            destination.put_growing(pack)
+        except (NotFoundError, RemoteError, FormatError):
+            return False
+        return True
+
+    def _send(self, pack: Pack, layer: Digest, begun: Future[bool] | None) -> PackReport:
+        sent = begun is not None and begun.result()
+        if not sent:
+            sent = self._destination.put_blob(pack.digest, pack.path, progress=self._check)
         pack.path.unlink(missing_ok=True)
         return PackReport(pack.digest, pack.size, layer, sent)
 

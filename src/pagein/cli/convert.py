@@ -15,21 +15,29 @@ from pagein.cli.options import hot_level_option, json_option, profile_option
 from pagein.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from pagein.build.base import BaseWish
     from pagein.build.publish import Published, PublishedImage
+    from pagein.build.report import Converted, PackReport
+    from pagein.daemon.wiring import Node
+    from pagein.types import ImageName
 
 
 def as_values(published: Published) -> dict[str, Any]:
     """Return the result for JSON."""
+    from pagein.build.report import Reused
+
     images = []
     for image in published.images:
         facts = asdict(image.converted)
         facts["artifact"] = str(image.converted.artifact)
         facts["index"] = str(image.converted.index)
-        facts["packs"] = [
-            {"digest": str(p.digest), "size": p.size, "layer": str(p.layer), "sent": p.sent}
-            for p in image.converted.packs
-        ]
-        facts["stages"] = {str(stage): seconds for stage, seconds in facts["stages"].items()}
+        facts["packs"] = [_pack(pack) for pack in image.converted.packs]
+        facts["reused"] = isinstance(image.converted, Reused)
+        if isinstance(image.converted, Reused):
+            plain = image.converted.optimized_from
+            facts["optimized_from"] = str(plain) if plain else None
+        else:
+            facts["stages"] = {str(s): seconds for s, seconds in image.converted.stages.items()}
         facts["source"] = str(image.source)
         facts["platform"] = str(image.platform) if image.platform else None
         facts["optimized"] = as_optimized(image.optimized) if image.optimized else None
@@ -37,12 +45,28 @@ def as_values(published: Published) -> dict[str, Any]:
     return {"images": images, "bound": str(published.bound) if published.bound else None}
 
 
+def _pack(pack: PackReport) -> dict[str, Any]:
+    layer = str(pack.layer) if pack.layer else None
+    return {"digest": str(pack.digest), "size": pack.size, "layer": layer, "sent": pack.sent}
+
+
 def tell(image: PublishedImage) -> None:
     """Say in three lines what one image became."""
+    from pagein.build.report import Reused
+
     converted = image.converted
-    seconds = max(converted.seconds, 1e-9)
     platform = f" ({image.platform})" if image.platform else ""
     click.echo(f"{image.source}{platform} -> {converted.artifact}")
+    if isinstance(converted, Reused):
+        click.echo("  already converted; --force converts again")
+    else:
+        _tell_converted(converted)
+    if image.optimized is not None:
+        tell_optimized(image.optimized)
+
+
+def _tell_converted(converted: Converted) -> None:
+    seconds = max(converted.seconds, 1e-9)
     click.echo(
         f"  {show.size(converted.content_size)} in {converted.files} files,"
         f" {show.duration(seconds)}, {show.size(converted.content_size / seconds)}/s"
@@ -52,8 +76,22 @@ def tell(image: PublishedImage) -> None:
         f"  {len(converted.packs)} packs of {show.size(converted.pack_size)}"
         f" ({show.size(sent)} sent), index of {show.size(converted.index_size)}"
     )
-    if image.optimized is not None:
-        tell_optimized(image.optimized)
+    if converted.reused_size:
+        click.echo(f"  {show.size(converted.reused_size)} of it are sectors of an earlier artifact")
+
+
+def _wish(node: Node, bases: tuple[str, ...], target: ImageName) -> BaseWish:
+    """Return what the options say: the bases named, none, or the version before."""
+    from pagein.build.base import NamedBase, PreviousBase
+    from pagein.daemon.images import absolute_name
+
+    if not bases:
+        return PreviousBase(target.tag)
+    named = []
+    for name in (absolute_name(base) for base in bases if base != "none"):
+        place = node.repository(name)
+        named.append(NamedBase(place, node.reference(name, place)))
+    return tuple(named)
 
 
 @click.command()
@@ -62,6 +100,10 @@ def tell(image: PublishedImage) -> None:
 @click.option("--tag", metavar="NAME", help="Store the artifact under a tag of its own, too.")
 @click.option("--bind", is_flag=True, help="Rewrite SRC's tag as an index that lists the artifact.")
 @click.option("--platform", metavar="OS/ARCH|all", help="Choose from an image index.")
+@click.option("--base", "bases", metavar="REF|none", multiple=True,
+              help="Store no sector again that the artifact of REF has; may be given several times."
+              " Default: the version before, if DST has one.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Convert also what is converted already.")
 @click.option("--sector-size", default="4MiB", show_default=True, metavar="SIZE",
               help="A power of two, 256KiB to 16MiB.")  # fmt: skip
 @click.option("--level", default=3, show_default=True, help="zstd level, 1 to 22.")
@@ -76,6 +118,7 @@ def command(
     destination: str | None,
     tag: str | None,
     platform: str | None,
+    bases: tuple[str, ...],
     sector_size: str,
     level: int,
     jobs: int,
@@ -83,13 +126,15 @@ def command(
     hot_level: int,
     *,
     bind: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Convert the image SRC and publish index, packs and artifact manifest.
 
     They go beside SRC, or to DST (docker://... or oci:DIR:TAG; its tag names the artifact). The
-    source image is not touched. Run again, it sends only what is not there yet. With --profile the
-    result is optimized at once: see `pagein optimize`.
+    source image is not touched. What is converted already is not converted again; of a new
+    version only the sectors that changed are sent. With --profile the result
+    is optimized at once: see `pagein optimize`.
 
     \b
     pagein convert registry:5000/app:v1
@@ -119,6 +164,8 @@ def command(
             platform=None if platform == "all" else node.platform(platform),
             tag=tag or (target_name.tag if destination else None),
             bind=source_name.tag if bind else None,
+            base=_wish(node, bases, target_name),
+            force=force,
             progress=CountedProgress(update),
             profile=profile,
             hot_level=hot_level,

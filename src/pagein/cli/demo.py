@@ -208,7 +208,7 @@ class _Demo:
     def convert(self) -> None:
         """Convert the image, beside itself."""
         from pagein.build.publish import publish
-        from pagein.build.report import ConvertOptions
+        from pagein.build.report import Converted, ConvertOptions
 
         with show.progress("converting") as update:
             done = publish(
@@ -217,8 +217,10 @@ class _Demo:
                 self._layout,
                 ConvertOptions(scratch=self._folder / "convert"),
                 bind=_TAG,
+                force=True,
                 progress=_Watch(update),
             ).images[0].converted  # fmt: skip
+        assert isinstance(done, Converted)
         packs = sum(pack.size for pack in done.packs)
         click.echo(
             f"converted:  {done.files} files, {show.size(done.content_size)} in "

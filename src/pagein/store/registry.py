@@ -27,11 +27,12 @@ from pagein.errors import (
 )
 from pagein.store.credentials import Anonymous, Credentials
 from pagein.store.registry_auth import read_limited
+from pagein.store.registry_growing import push_growing
 from pagein.store.registry_referrers import Referrers
 from pagein.store.registry_session import Clock, RegistrySession
 from pagein.store.registry_stream import BlobStream
 from pagein.store.registry_upload import BlobUpload, blob_exists, mount_blob
-from pagein.store.repository import ManifestBlob, Progress, no_progress
+from pagein.store.repository import GrowingBlob, ManifestBlob, Progress, Repository, no_progress
 from pagein.transport import Request, Response, Transport
 from pagein.types import Buffer, ByteRange, Digest, ImageName
 from pagein.wire.referrers import manifest_media_type, subject_of
@@ -310,12 +311,22 @@ class RegistryRepository:
         BlobUpload(self._session, digest, chunk_size=self._chunk_size).push(source, progress)
         return True
 
+    def put_growing(self, blob: GrowingBlob, /) -> None:
+        """Send a blob while it is made. One attempt."""
+        push_growing(self._session, blob)
+
     def mount_blob(self, digest: Digest, /, *, from_repository: str) -> bool:
         """Take a blob from another repository of this registry without sending it.
 
         False where the registry does not: send it with `put_blob`.
         """
         return self._session.repeating(lambda: mount_blob(self._session, digest, from_repository))
+
+    def take_blob(self, digest: Digest, place: Repository, /) -> bool:
+        """Mount a blob of another repository of this registry; False where that cannot be."""
+        if not isinstance(place, RegistryRepository) or place._host != self._host:
+            return False
+        return self.mount_blob(digest, from_repository=place._endpoint.repository)
 
     def put_manifest(self, manifest: ManifestBlob, /, *, tag: str | None = None) -> None:
         """Store a manifest; keep the fallback list of referrers where there is no API for it."""

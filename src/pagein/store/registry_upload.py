@@ -33,7 +33,7 @@ MONOLITHIC: Final = 16 << 20
 """Blobs of at most this many bytes go in one PUT: a request less, and cheap to send again."""
 
 _RESUMES: Final = 5
-_OCTETS: Final = "application/octet-stream"
+OCTETS: Final = "application/octet-stream"
 
 
 class _Slice(io.RawIOBase):
@@ -115,30 +115,17 @@ class BlobUpload:
             else:
                 self._patch_and_put(file, size, told)
 
-    def begin(self) -> str:
-        """Open an upload; return its address."""
-        url = self._session.endpoint.uploads()
-        with self._session.send(Request("POST", url, length=0), self._scopes) as exchange:
-            if exchange.response.status != 202:
-                raise self._session.failure(exchange.response, self._what)
-            return resolve_location(exchange.url, exchange.response.headers.get("location"))
-
-    def cancel(self, location: str) -> None:
-        """Tell the registry to forget an upload; it forgets by itself later if it does not."""
-        with (
-            suppress(PageinError),
-            self._session.send(Request("DELETE", location), self._scopes),
-        ):
-            pass
+    def _begin(self) -> str:
+        return begin_upload(self._session, self._what)
 
     def _put_whole(self, file: BinaryIO, size: int, told: _Told) -> None:
-        self._close_upload(self.begin(), _Slice(file, 0, size, told), size)
+        self._close_upload(self._begin(), _Slice(file, 0, size, told), size)
 
     def _close_upload(self, location: str, body: _Slice | None, size: int) -> None:
         request = Request(
             "PUT",
             with_digest(location, self._digest),
-            {"Content-Type": _OCTETS},
+            {"Content-Type": OCTETS},
             body=None if body is None else _as_file(body),
             length=size,
         )
@@ -149,17 +136,17 @@ class BlobUpload:
     def _patch_and_put(self, file: BinaryIO, size: int, told: _Told) -> None:
         location, mended = self._patch_all(file, size, told)
         try:
-            self._finish(location)
+            self.finish(location)
         except (NotFoundError, RemoteError) as error:
             if not mended or _is_final(error):
                 raise
             # What was taken up did not fit together: once more, from the beginning.
             location, _ = self._patch_all(file, size, told)
-            self._finish(location)
+            self.finish(location)
 
     def _patch_all(self, file: BinaryIO, size: int, told: _Told) -> tuple[str, bool]:
         """Send the blob; return where to close the upload, and whether it had to be mended."""
-        location, offset = self._session.repeating(self.begin), 0
+        location, offset = self._session.repeating(self._begin), 0
         failures = 0
         while offset < size:
             try:
@@ -177,7 +164,7 @@ class BlobUpload:
                 location, offset = self._taken_up(location)
         return location, failures > 0
 
-    def _finish(self, location: str) -> None:
+    def finish(self, location: str) -> None:
         """Close the upload. Where the answer was lost, a blob that is there is the answer."""
         try:
             self._close_upload(location, None, 0)
@@ -192,7 +179,7 @@ class BlobUpload:
         self, location: str, file: BinaryIO, offset: int, size: int, told: _Told
     ) -> tuple[str, int]:
         length = min(self._chunk_size, size - offset)
-        headers = {"Content-Type": _OCTETS}
+        headers = {"Content-Type": OCTETS}
         if length != size:  # one PATCH for all is docker's own way, which names no range
             headers["Content-Range"] = f"{offset}-{offset + length - 1}"
         body = _Slice(file, offset, length, told)
@@ -224,8 +211,8 @@ class BlobUpload:
             raise
         except (NotFoundError, RemoteError):
             pass  # it forgot the upload, or cannot tell: distribution 2.8 after a broken PATCH
-        self.cancel(location)
-        return self.begin(), 0
+        cancel_upload(self._session, location)
+        return self._begin(), 0
 
 
 def _is_final(error: PageinError) -> bool:
@@ -234,6 +221,22 @@ def _is_final(error: PageinError) -> bool:
 
 def _as_file(body: _Slice) -> BinaryIO:
     return body  # type: ignore[return-value]  # a reader, not a writer: all that Request needs
+
+
+def begin_upload(session: RegistrySession, what: str) -> str:
+    """Open an upload; return its address. ``what`` is for messages."""
+    url = session.endpoint.uploads()
+    with session.send(Request("POST", url, length=0), session.scopes("pull", "push")) as exchange:
+        if exchange.response.status != 202:
+            raise session.failure(exchange.response, what)
+        return resolve_location(exchange.url, exchange.response.headers.get("location"))
+
+
+def cancel_upload(session: RegistrySession, location: str) -> None:
+    """Tell the registry to forget an upload; it forgets by itself later if it does not."""
+    scopes = session.scopes("pull", "push")
+    with suppress(PageinError), session.send(Request("DELETE", location), scopes):
+        pass
 
 
 def blob_exists(session: RegistrySession, digest: Digest) -> bool:
@@ -258,5 +261,5 @@ def mount_blob(session: RegistrySession, digest: Digest, from_repository: str) -
         if response.status != 202:
             raise session.failure(response, f"mounting blob {digest} from {from_repository}")
         location = resolve_location(exchange.url, response.headers.get("location"))
-    BlobUpload(session, digest, chunk_size=1).cancel(location)
+    cancel_upload(session, location)
     return False

@@ -96,6 +96,43 @@ class SingleImage(Protocol):
         ...
 
 
+class GrowingBlob(Protocol):
+    """A blob that is being made. Safe to read from one thread while another one makes it.
+
+    Both methods wait, and raise what they like where the blob will never be whole.
+    """
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Return up to ``size`` bytes from ``offset``, once there are any; none at the end."""
+        ...
+
+    def digest(self) -> Digest:
+        """Return the digest, once the blob is whole."""
+        ...
+
+
+@runtime_checkable
+class GrowingTaker(Protocol):
+    """A place that takes a blob before its digest is known."""
+
+    def put_growing(self, blob: GrowingBlob, /) -> None:
+        """Store a blob as it is made: all of it, or nothing. One attempt; does not ask first
+        whether it exists. Raises NotFoundError, RemoteError: store it whole instead."""
+        ...
+
+
+@runtime_checkable
+class BlobTaker(Protocol):
+    """A place that may take a blob from another one without its bytes passing through here."""
+
+    def take_blob(self, digest: Digest, place: Repository, /) -> bool:
+        """Take a blob that ``place`` holds; False where that cannot be: store it instead.
+
+        Raises NotFoundError, RemoteError.
+        """
+        ...
+
+
 class WritableRepository(Repository, Protocol):
     """A repository that can be pushed to. Every write is whole or absent."""
 

@@ -331,6 +331,8 @@ class RegistryHandler(BaseHTTPRequestHandler):
     # -- bytes
 
     def _read_body(self, into: bytearray | None = None) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") == "chunked":
+            return self._read_chunks(bytearray() if into is None else into)
         left = int(self.headers.get("Content-Length", "0"))
         allowed = left if self._fault.read_at_most is None else self._fault.read_at_most
         data = bytearray() if into is None else into
@@ -345,6 +347,19 @@ class RegistryHandler(BaseHTTPRequestHandler):
         if left:
             self.close_connection = True
         return bytes(data) if into is None else b""
+
+    def _read_chunks(self, data: bytearray) -> bytes:
+        """Read a body of unknown length (RFC 9112 section 7.1), as far as the fault lets us."""
+        allowed = self._fault.read_at_most
+        while size := int(self.rfile.readline() or b"0", 16):
+            if allowed is not None and len(data) + size > allowed:
+                self.close_connection = True
+                return bytes(data)
+            self._registry.link.carry(size)
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return bytes(data)
 
     def _error(self, status: int, code: str, message: str, challenge: str = "") -> None:
         body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def sends(proxy: CountingProxy) -> list[str]:
     return [one.path for one in proxy.asked("/blobs/uploads/$") if one.method == "POST"]
 
 
-def test_a_second_conversion_sends_nothing_but_the_manifest(
+def test_a_second_conversion_asks_six_things_and_sends_nothing(
     site: Site, node: NodeUnderTest, proxy: CountingProxy, fresh: Fresh
 ) -> None:
     reference = fresh("twice").replace(site.registry.host, proxy.host)
@@ -247,7 +248,15 @@ def test_a_second_conversion_sends_nothing_but_the_manifest(
     proxy.forget()
     second = convert(NodeUnderTest(node.target()), reference)["images"][0]
     assert second["artifact"] == first["artifact"]
-    assert not any(pack["sent"] for pack in second["packs"])
+    assert second["reused"]
+    assert [one.method for one in proxy.asked() if one.path != "/v2/"] == ["GET"] * 6, (
+        "the image, its configuration, referrers by API and by tag, the artifact, its index"
+    )
+    proxy.forget()
+    third = convert(node, "--force", reference)["images"][0]
+    assert third["artifact"] == first["artifact"]
+    assert not third["reused"]
+    assert not any(pack["sent"] for pack in third["packs"])
     assert {one.method for one in proxy.asked("/blobs/uploads/")} == set()
     assert [one.method for one in proxy.asked("/manifests/") if one.method == "PUT"] != []
 
@@ -271,6 +280,39 @@ def test_an_image_with_one_more_layer_sends_one_more_pack(
     made = convert(node, f"oci:{grown}:v1", f"{target}:two")["images"][0]
     assert [pack["sent"] for pack in made["packs"]] == [False, False, False, True]
     assert len(sends(proxy)) == 2, "one pack and the index"
+
+
+def test_a_new_version_sends_and_a_warm_node_fetches_little_more_than_what_changed(
+    site: Site, node: NodeUnderTest, proxy: CountingProxy, fresh: Fresh
+) -> None:
+    """By the command's defaults, in a real registry; checked to the last byte afterwards."""
+    repository = f"{proxy.host}/{fresh.prefix}/versions"
+    changed = random.Random("changed").randbytes(9 * 30_000)
+    for tag in ("v1", "v2"):
+        chance, files = random.Random(1), []
+        for number in range(200):
+            data = chance.randbytes(30_000)
+            if tag == "v2" and number % 25 == 3:
+                data = changed[30_000 * (number // 25) :][:30_000]
+            files.append(file(b"lib/%03d" % number, data))
+        write_layout(node.folder / tag, (tar_layer(*files),), {"Cmd": ["true"]})
+        skopeo_copy(f"oci:{node.folder / tag}:v1", f"docker://{repository}:{tag}")
+    convert(node, f"{repository}:v1")
+    node("pull", "--full", f"{repository}:v1")
+    made = convert(node, f"{repository}:v2")["images"][0]
+    sent = sum(pack["size"] for pack in made["packs"] if pack["sent"])
+    bound = 1.2 * 8 * 30_000
+    assert 8 * 30_000 < sent < bound
+    assert made["reused_size"] > 5_000_000
+    pulled = json.loads(node("pull", "--full", "--json", f"{repository}:v2").stdout)
+    assert 8 * 30_000 < pulled["bytes_fetched"] < bound
+    assert node("check", "--deep", f"{repository}:v2").stdout.endswith(": 0 problems\n")
+    said = node("convert", "--sector-size", SECTOR, f"{repository}:v2").stdout
+    assert said.endswith("  already converted; --force converts again\n")
+    alone = convert(node, "--force", "--base", "none", f"{repository}:v2")["images"][0]
+    assert alone["reused_size"] == 0
+    named = ("--force", "--base", f"{repository}:v1")
+    assert convert(node, *named, f"{repository}:v2")["images"][0]["artifact"] == made["artifact"]
 
 
 def test_what_is_converted_already_is_not_converted_again(site: Site, node: NodeUnderTest) -> None:

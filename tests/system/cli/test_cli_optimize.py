@@ -146,6 +146,30 @@ def test_convert_takes_a_profile_too(
     assert "hot region of 3.2 MiB" in node(*words).stdout
 
 
+def test_convert_with_a_profile_of_what_is_converted_only_optimizes_and_then_only_asks(
+    tuned: str, node: NodeUnderTest, profile: Path, proxy: CountingProxy, site: Site
+) -> None:
+    there = tuned.replace(site.registry.host, proxy.host)
+    plain = json.loads(node("inspect", "--json", tuned).stdout)["artifact"]
+    words = ("convert", "--sector-size", SECTOR, there, "--profile", profile)
+    proxy.forget()
+    [made] = json.loads(node(*words, "--json").stdout)["images"]
+    assert (made["reused"], made["artifact"], made["optimized_from"]) == (True, plain, None)
+    assert made["optimized"]["optimized_from"] == plain
+    puts = [one.path.split("/")[-1] for one in proxy.asked() if one.method == "PUT"]
+    assert len(puts) == 4, "the pack of copies, the index, the manifest, the fallback tag"
+    proxy.forget()
+    [again] = json.loads(node(*words, "--json").stdout)["images"]
+    assert (again["reused"], again["optimized_from"]) == (True, plain)
+    assert again["artifact"] == again["optimized"]["artifact"] == made["optimized"]["artifact"]
+    asked = [one.method for one in proxy.asked() if one.path != "/v2/"]
+    assert asked == ["GET"] * len(asked)
+    assert len(asked) <= 10
+    said = node(*words).stdout
+    assert "already converted; --force converts again" in said
+    assert "was there already, 0 B read, 0 B sent" in said
+
+
 def test_a_layout_is_optimized_in_place_and_its_tag_moves_on(
     image: NodeImage, node: NodeUnderTest, profile: Path, tmp_path: Path
 ) -> None:
@@ -198,7 +222,7 @@ def test_a_profile_that_is_none_of_this_image_or_none_at_all_is_one_line(
     def said(*, code: int = 1) -> str:
         return node.complaint("optimize", site.app, "--profile", path, code=code)[0]
 
-    assert said() == f"cannot read profile {path}: No such file or directory"
+    assert said(code=2) == f"cannot read {path}: No such file or directory"
     write_profile(path, [("elsewhere", 5000, 0, 4096)])
     assert "touches nothing of the image" in said(code=2)
     path.write_bytes(profile.read_bytes()[:-9])
