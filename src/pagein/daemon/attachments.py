@@ -15,12 +15,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from pagein.daemon.device import Device
 from pagein.daemon.images import FoundImage, Images, absolute_name
 from pagein.daemon.journal import DeviceEntry, ImageEntry, Journal
 from pagein.daemon.lost import LostImage, find_lost
@@ -37,54 +37,12 @@ from pagein.format.manifest import parse_artifact
 from pagein.snapshotter.locks import KeyedLocks
 from pagein.store.directory import DirectoryCache
 from pagein.store.stack import ReadThreads
-from pagein.types import Digest, ImageName, SectorRef
+from pagein.types import Digest, ImageName
 from pagein.wire.fuse import InitFlag
 
 _DEMAND_WORKERS: Final = 16
 """Sectors that readers wait for, fetched at once for all images. A fetch waits for the network most
 of its time, and holds one sector of memory."""
-
-
-@dataclass(slots=True)
-class Device:
-    """A device that is served. ``left``: how many of its parts are still in use.
-
-    Its metadata is not kept: the kernel reads it from a file, and it may be tens of megabytes.
-    """
-
-    entry: DeviceEntry
-    reference: str
-    artifact: Digest
-    index: Digest
-    size: int
-    sectors: tuple[SectorRef, ...]
-    stats: MountStats
-    files: ServedFiles
-    start: StartUp
-    left: int
-
-    @classmethod
-    def of(
-        cls,
-        entry: DeviceEntry,
-        found: FoundImage,
-        stats: MountStats,
-        files: ServedFiles,
-        start: StartUp,
-    ) -> Device:
-        """Note what will be asked about an image."""
-        return cls(
-            entry,
-            str(found.name),
-            found.artifact.digest,
-            found.index_digest,
-            found.index.device_size,
-            found.index.sectors,
-            stats,
-            files,
-            start,
-            len(entry.parts),
-        )
 
 
 class Attachments:
