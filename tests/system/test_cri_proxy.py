@@ -170,7 +170,7 @@ def test_the_deadline_of_the_caller_is_the_deadline_upstream(stand: Stand) -> No
     list(stand.call("/a.B/C", b"", timeout=25.0))
     list(stand.call("/a.B/C", b""))
     assert remaining[0] is not None
-    assert 1 < remaining[0] <= 25
+    assert 1 < remaining[0] < 25.5  # gRPC rounds a timeout up when it writes it down
     assert remaining[1] is None or remaining[1] > 3600
 
 

@@ -88,6 +88,19 @@ class CountingProxy:
         self.stop()
 
 
+class Gate:
+    """Holds up the data of images at a proxy until it is opened."""
+
+    def __init__(self, proxy: CountingProxy) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        proxy.before_answer = self._hold
+
+    def _hold(self, asked: Asked) -> None:
+        if asked.span is not None:
+            self.reached.set()
+            self.opened.wait(30)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from counting_proxy import Asked, CountingProxy
+from counting_proxy import CountingProxy, Gate
 from daemon_under_test import DaemonUnderTest, reboot
 from node_image import BIG, PARTS
 from node_under_test import mounts_below, wait_until
@@ -23,19 +22,6 @@ from pagein.testing.docker_registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 WAIT_S = 30
-
-
-class Gate:
-    """Holds up the data of an image at the proxy until it is opened."""
-
-    def __init__(self, proxy: CountingProxy) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-        proxy.before_answer = self._hold
-
-    def _hold(self, asked: Asked) -> None:
-        if asked.span is not None:
-            self.reached.set()
-            self.opened.wait(WAIT_S)
 
 
 @pytest.fixture

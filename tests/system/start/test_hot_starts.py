@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_proxy import Asked, CountingProxy
+from counting_proxy import Asked, CountingProxy, Gate
 from daemon_under_test import DaemonUnderTest
 from hot_image import HOT_BLOCKS
 from node_under_test import NodeUnderTest, wait_until
@@ -59,19 +59,6 @@ def ranges(proxy: CountingProxy) -> list[Asked]:
 def drop_caches() -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-class Gate:
-    """Holds up every range at the proxy until it is opened."""
-
-    def __init__(self, proxy: CountingProxy) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-        proxy.before_answer = self._hold
-
-    def _hold(self, asked: Asked) -> None:
-        if asked.span is not None:
-            self.reached.set()
-            self.opened.wait(WAIT_S)
 
 
 @pytest.fixture
