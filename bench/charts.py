@@ -114,7 +114,7 @@ def line_chart(
         parts.append(_text(54, y + 4, f"{number * step:g}", "end"))
     for x in sorted({x for x, _ in points}):
         parts.append(_text(place(x, 0)[0], bottom + 16, f"{x:g}", "middle"))
-    parts += [_text(WIDTH / 2, bottom + 36, across, "middle"), _text(8, TOP - 4, unit)]
+    parts += [_text(WIDTH / 2, bottom + 36, across, "middle"), _text(8, TOP - 14, unit)]
     for (_, line), colour in zip(lines.items(), COLOURS, strict=False):
         places = [place(x, y) for x, y in sorted(line)]
         way = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
