@@ -114,10 +114,10 @@ def line_chart(
         parts.append(_text(54, y + 4, f"{number * step:g}", "end"))
     for x in sorted({x for x, _ in points}):
         parts.append(_text(place(x, 0)[0], bottom + 16, f"{x:g}", "middle"))
-    parts += [_text(WIDTH / 2, bottom + 36, across, "middle"), _text(8, TOP - 14, unit)]
+    parts.append(_text(WIDTH / 2, bottom + 36, across, "middle"))
     for (_, line), colour in zip(lines.items(), COLOURS, strict=False):
         places = [place(x, y) for x, y in sorted(line)]
         way = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         parts.append(f'<path class="line" stroke="{colour}" d="M{way}"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-    return _svg(height, parts, title)
+    return _svg(height, parts, f"{title}, in {unit}")
