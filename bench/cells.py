@@ -38,6 +38,12 @@ class Cells:
         if self._cells.pop(SEPARATOR.join(name), None) is not None:
             self._save()
 
+    def wants(self, *name: str, number: int, again: bool) -> bool:
+        """Whether a cell lacks its run ``number``, from 0. ``again`` drops what it has, first."""
+        if again and number == 0:
+            self.forget(*name)
+        return len(self.runs(*name)) <= number
+
     def names(self) -> list[tuple[str, ...]]:
         """Return the names of all cells, in the order of their first runs."""
         return [tuple(name.split(SEPARATOR)) for name in self._cells]

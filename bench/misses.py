@@ -104,9 +104,7 @@ def main() -> None:
         published.plain(image, network.registry.host)
         for number in range(arguments.runs):
             for link in arguments.links:
-                if arguments.again and number == 0:
-                    cells.forget(image, str(link))
-                if len(cells.runs(image, str(link))) > number:
+                if not cells.wants(image, str(link), number=number, again=arguments.again):
                     continue
                 with network.reached(link) as host:
                     stage = Stage(folder, arguments.images, network, published, host)

@@ -140,9 +140,7 @@ def main() -> None:
                 for what, files in listed.items():
                     for start in (containerd, pagein)[:: 1 if number % 2 == 0 else -1]:
                         name = (image, str(link), what, start.__name__)
-                        if arguments.again and number == 0:
-                            cells.forget(*name)
-                        if len(cells.runs(*name)) > number:
+                        if not cells.wants(*name, number=number, again=arguments.again):
                             continue
                         with network.reached(link) as host:
                             stage = Stage(folder, arguments.images, network, published, host)

@@ -93,9 +93,7 @@ def main() -> None:
                 for count in arguments.counts:
                     for start in (containerd, pagein)[:: 1 if number % 2 == 0 else -1]:
                         name = (workload.name, str(link), str(count), start.__name__)
-                        if arguments.again and number == 0:
-                            cells.forget(*name)
-                        if len(cells.runs(*name)) > number:
+                        if not cells.wants(*name, number=number, again=arguments.again):
                             continue
                         with network.reached(link) as host:
                             stage = Stage(folder, arguments.images, network, published, host)
